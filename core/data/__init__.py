@@ -1,0 +1,1 @@
+"""Images, labels, folders, crops and loaders; numpy only."""

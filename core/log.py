@@ -1,0 +1,57 @@
+"""One log line format, one JSONL log per stage, one progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+def info(stage: str, message: str) -> None:
+    """Print ``HH:MM:SS stage: message`` on stderr without tearing a progress bar apart."""
+    tqdm.write(f"{time.strftime('%H:%M:%S')} {stage}: {message}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def warn(stage: str, message: str) -> None:
+    """Like :func:`info`, marked as a warning."""
+    info(stage, f"warning: {message}")
+
+
+def progress(
+    items: Iterable[Item], stage: str, total: int | None = None, unit: str = "image"
+) -> Iterator[Item]:
+    """Iterate with a bar that shows rate and ETA; on a file or pipe it prints a line every ten seconds."""
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    return iter(
+        tqdm(items, desc=stage, total=total, unit=unit, mininterval=interval, dynamic_ncols=True)
+    )
+
+
+class StageLog:
+    """Append-only JSONL log of a stage: one object a line, each with ``time`` (Unix seconds).
+
+    Args:
+        path: the log file; its folder is made when missing.
+        enabled: False on ranks other than 0, which then write nothing.
+    """
+
+    def __init__(self, path: Path, enabled: bool = True) -> None:
+        self.path = path
+        self.enabled = enabled
+
+    def write(self, **values: Any) -> None:
+        """Append one line; values must be JSON serialisable (convert numpy scalars first)."""
+        if not self.enabled:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"time": round(time.time(), 3), **values}, sort_keys=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")

@@ -1,0 +1,277 @@
+"""The one place that imports Jittor: offline, quiet, with oneDNN, and without side effects on the process.
+
+``jt = runtime.start()`` at the top of a function (never at import time of a numpy-only module) gives the
+Jittor module. Modules that define networks write ``from core.runtime import jt, nn`` instead, which starts it
+on first access. Nobody else imports ``jittor``; a test holds that.
+
+Jittor 1.3.11 as installed downloads oneDNN at import, lets SIGINT kill the process, turns TLS verification off
+for urllib, raises the recursion and stack limits and writes its cache location into a file that every other
+project reads. Each of these is prevented or undone here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import resource
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+
+# Jittor looks for exactly this folder name below <home>/.cache/jittor/mkl before it tries to download.
+_ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
+_ONEDNN_WHEEL = "onednn-devel-cpu-gomp"
+# CUDA 13 removed fields that Jittor 1.3.11 reads; its documented best case is CUDA 12.2 with cuDNN 8.
+_FIRST_UNSUPPORTED_CUDA = 13
+
+_lock = threading.RLock()
+_jittor: Any = None
+
+
+def cache_dir() -> Path:
+    """Folder for everything this project caches per user: compiled kernels and fetched weights.
+
+    ``USS_CACHE`` overrides the default ``$XDG_CACHE_HOME/uss-jittor`` (``~/.cache/uss-jittor``).
+    """
+    override = os.environ.get("USS_CACHE")
+    if override:
+        return Path(override).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base).absolute() / "uss-jittor"
+
+
+def start() -> Any:
+    """Import Jittor (once per process) and return the module.
+
+    The device is chosen by ``USS_DEVICE``: ``auto`` (default: CUDA where a usable one is found, else CPU),
+    ``cpu``, or ``cuda`` (an error where none is usable).
+
+    Raises:
+        UserError: no C++ compiler, no Python headers, no oneDNN wheel, or no usable CUDA when it was asked for.
+    """
+    global _jittor
+    with _lock:
+        if _jittor is None:
+            if "jittor" in sys.modules:
+                raise RuntimeError(
+                    "jittor was imported before core.runtime.start(); import it from core.runtime"
+                )
+            _jittor = _import_jittor()
+        return _jittor
+
+
+def started() -> bool:
+    """True once :func:`start` has imported Jittor in this process."""
+    return _jittor is not None
+
+
+def __getattr__(name: str) -> Any:
+    """``from core.runtime import jt, nn``: the Jittor module and its ``nn``, started on first access."""
+    if name == "jt":
+        return start()
+    if name == "nn":
+        return start().nn
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def onednn_flags() -> str:
+    """Compiler flags with which a ``jt.code`` kernel includes ``dnnl.h`` and links the oneDNN that Jittor uses."""
+    root = _onednn_shim()
+    return f"-I{root / 'include'} -L{root / 'lib'} -Wl,-rpath,{root / 'lib'} -lmkldnn"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _import_jittor() -> Any:
+    _check_toolchain()
+    cuda = _choose_cuda()
+    home = _jittor_home()
+    _lay_out_onednn()
+    _set_environment(cuda)
+    if not any((home / ".cache" / "jittor").glob("jt*")):
+        print(
+            "compiling Jittor (first start on this machine, about two minutes) ...",
+            file=sys.stderr,
+            flush=True,
+        )
+    with _process_state_kept(), _home(home):
+        import jittor
+    if cuda:
+        jittor.flags.use_cuda = 1
+    return jittor
+
+
+def _check_toolchain() -> None:
+    """Jittor compiles its core and kernels: say what is missing before it fails half-way."""
+    compiler = os.environ.get("cc_path", "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(
+            f"Jittor needs a C++ compiler and {compiler!r} is not on PATH; install it (Debian: apt-get install g++)"
+        )
+    include = Path(sysconfig.get_paths()["include"])
+    if not (include / "Python.h").is_file() or _python_config() is None:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise UserError(
+            f"Jittor needs the headers of Python {version} and {include}/Python.h or python{version}-config is "
+            f"missing; install them (Debian: apt-get install python{version}-dev)"
+        )
+
+
+def _python_config() -> str | None:
+    """``python3.X-config`` of the interpreter behind this (virtual) environment."""
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}-config"
+    folders = [
+        sysconfig.get_config_var("BINDIR"),
+        os.path.dirname(os.path.realpath(sys.executable)),
+        "/usr/bin",
+    ]
+    for folder in folders:
+        if folder and os.path.isfile(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    return None
+
+
+def _jittor_home() -> Path:
+    return cache_dir() / "jittor"
+
+
+def _onednn_shim() -> Path:
+    return _jittor_home() / ".cache" / "jittor" / "mkl" / _ONEDNN_FOLDER
+
+
+def _lay_out_onednn() -> None:
+    """Put the pinned oneDNN wheel where Jittor would have downloaded its own."""
+    library, include = Path(sys.prefix) / "lib" / "libdnnl.so.2", Path(sys.prefix) / "include"
+    if not library.exists() or not (include / "dnnl.h").exists():
+        raise UserError(
+            f"oneDNN is missing from {sys.prefix}; run: make setup (it installs {_ONEDNN_WHEEL} from requirements.txt)"
+        )
+    shim = _onednn_shim()
+    for link, target in {
+        shim / "include": include,
+        shim / "lib" / "libmkldnn.so": library,
+        shim / "lib" / "libdnnl.so.2": library,
+    }.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink() and os.readlink(link) == str(target):
+            continue
+        fresh = link.with_name(f"{link.name}.{os.getpid()}")
+        fresh.symlink_to(target)
+        os.replace(fresh, link)
+
+
+def _set_environment(cuda: str) -> None:
+    """Jittor reads its settings from the environment at import; a value that the user set is kept."""
+    defaults = {
+        "log_silent": "1",
+        "use_parallel_op_compiler": "0",
+        "gdb_path": "",
+        "FIX_TORCH_ERROR": "0",
+        "OMP_WAIT_POLICY": "passive",
+        "cache_name": "default",
+        "python_config_path": _python_config() or "",
+    }
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+    os.environ["nvcc_path"] = cuda
+    os.environ["use_mpi"] = "1" if "OMPI_COMM_WORLD_SIZE" in os.environ else "0"
+    os.environ.pop("JITTOR_HOME", None)
+
+
+@contextlib.contextmanager
+def _home(folder: Path) -> Iterator[None]:
+    """HOME is ``folder`` inside the block: Jittor's cache lands there and ~/.cache/jittor is never touched."""
+    before = os.environ.get("HOME")
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HOME"]
+        else:
+            os.environ["HOME"] = before
+
+
+@contextlib.contextmanager
+def _process_state_kept() -> Iterator[None]:
+    """Undo what importing Jittor does to signals, TLS and limits."""
+    in_main = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+    handlers = {number: signal.getsignal(number) for number in signals}
+    context, recursion = ssl._create_default_https_context, sys.getrecursionlimit()
+    stack = resource.getrlimit(resource.RLIMIT_STACK)
+    try:
+        yield
+    finally:
+        ssl._create_default_https_context = context
+        sys.setrecursionlimit(recursion)
+        with contextlib.suppress(ValueError):
+            resource.setrlimit(resource.RLIMIT_STACK, stack)
+        if in_main:
+            # Jittor installs its handlers in C, behind Python's back: install a throw-away one to force the change.
+            for number, handler in handlers.items():
+                signal.signal(number, signal.SIG_IGN)
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _choose_cuda() -> str:
+    """Path of an nvcc that Jittor can use here, or "" for the CPU."""
+    wanted = os.environ.get("USS_DEVICE", "auto")
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UserError(f"USS_DEVICE must be auto, cpu or cuda, not {wanted!r}")
+    if wanted == "cpu":
+        return ""
+    nvcc, reason = _usable_nvcc()
+    if not nvcc and wanted == "cuda":
+        raise UserError(
+            f"USS_DEVICE=cuda but {reason}; use a machine with CUDA 12.2 and cuDNN 8, or USS_DEVICE=cpu"
+        )
+    return nvcc
+
+
+def _usable_nvcc() -> tuple[str, str]:
+    """(path, "") of a usable nvcc, or ("", why not)."""
+    if not _cuda_devices():
+        return "", "no CUDA device is visible"
+    found = os.environ.get("nvcc_path") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not os.path.isfile(found):
+        return "", "nvcc was not found"
+    answer = subprocess.run(
+        [found, "--version"], capture_output=True, text=True, check=False
+    ).stdout
+    version = re.search(r"release (\d+)\.", answer)
+    if version is None:
+        return "", f"{found} does not state its version"
+    if int(version.group(1)) >= _FIRST_UNSUPPORTED_CUDA:
+        return "", f"CUDA {version.group(1)} is newer than Jittor 1.3.11 supports"
+    libraries = Path(found).resolve().parent.parent
+    if not any(libraries.glob("lib*/libcudart.so*")) and not any(
+        libraries.glob("targets/*/lib/libcudart.so*")
+    ):
+        return "", f"libcudart was not found beside {found}"
+    return found, ""
+
+
+def _cuda_devices() -> int:
+    """Number of CUDA devices the driver shows; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value

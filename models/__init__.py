@@ -1,0 +1,1 @@
+"""Jittor networks: ResNet trunks, the PASS heads and the UPerNet segmenter."""

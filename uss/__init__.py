@@ -1,0 +1,1 @@
+"""The stages of unsupervised semantic segmentation, from images to result.zip."""
