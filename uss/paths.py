@@ -1,0 +1,62 @@
+"""Where everything lies in a run folder: the one home of every path rule.
+
+::
+
+    RUN/<arch>/pretrain/          checkpoint.pth.tar, log.jsonl, config.json
+    RUN/<arch>/pixel_attention/   the same
+    RUN/<arch>/cluster/           centroids.npy, train_labeled.txt, val_labeled.txt
+    RUN/masks/<split>/            mask store
+    RUN/pseudo_labels/<split>/    <class>/<stem>.png; threshold.json beside the splits
+    RUN/segmenter/                checkpoint.pth.tar, log.jsonl, config.json
+    RUN/predictions/<split>/      <class>/<stem>.png, and <split>.zip beside it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKPOINT = "checkpoint.pth.tar"
+CONFIG = "config.json"
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run; nothing is created by asking."""
+
+    root: Path
+
+    def pretrain(self, arch: str) -> Path:
+        """Folder of the self-supervised pretraining of trunk ``arch``."""
+        return self.root / arch / "pretrain"
+
+    def pixel_attention(self, arch: str) -> Path:
+        """Folder of the pixel-attention training of trunk ``arch``."""
+        return self.root / arch / "pixel_attention"
+
+    def cluster(self, arch: str) -> Path:
+        """Folder of centroids.npy, train_labeled.txt and val_labeled.txt of trunk ``arch``."""
+        return self.root / arch / "cluster"
+
+    def masks(self, split: str) -> Path:
+        """Folder of the mask store of a split."""
+        return self.root / "masks" / split
+
+    def pseudo_labels(self, split: str) -> Path:
+        """Folder of a split's pseudo labels, one PNG per image."""
+        return self.root / "pseudo_labels" / split
+
+    @property
+    def threshold(self) -> Path:
+        """The sweep's result: chosen threshold, its mIoU and the curve."""
+        return self.root / "pseudo_labels" / "threshold.json"
+
+    @property
+    def segmenter(self) -> Path:
+        """Folder of the fine-tuned segmenter."""
+        return self.root / "segmenter"
+
+    def predictions(self, split: str) -> Path:
+        """Folder of the segmenter's own predictions of a split."""
+        return self.root / "predictions" / split
