@@ -16,6 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = PROJECT_ROOT / "weights"
+
 CHECKPOINT = "checkpoint.pth.tar"
 CONFIG = "config.json"
 LOG = "log.jsonl"
