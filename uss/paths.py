@@ -9,6 +9,7 @@
     RUN/pseudo_labels/<split>/    <class>/<stem>.png; threshold.json beside the splits
     RUN/segmenter/                checkpoint.pth.tar, log.jsonl, config.json
     RUN/predictions/<split>/      <class>/<stem>.png, and <split>.zip beside it
+    RUN/times.jsonl               wall-clock seconds of every stage
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class RunFolder:
     def threshold(self) -> Path:
         """The sweep's result: chosen threshold, its mIoU and the curve."""
         return self.root / "pseudo_labels" / "threshold.json"
+
+    @property
+    def times(self) -> Path:
+        """One JSON object a line: stage and seconds."""
+        return self.root / "times.jsonl"
 
     @property
     def segmenter(self) -> Path:
