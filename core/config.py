@@ -1,8 +1,9 @@
-"""Typed configuration: nested frozen dataclasses, overridden by ``section.field=value``, kept as JSON.
+"""Typed configuration: nested frozen dataclasses, overridden by ``section.field=value``, kept as
+JSON.
 
 Every value is checked against the field's annotation; an unknown key or a wrong type is a
-:class:`UserError`. Supported annotations: ``int``, ``float``, ``bool``, ``str``, ``tuple[int, ...]`` and
-``tuple[float, ...]``.
+:class:`UserError`. Supported annotations: ``int``, ``float``, ``bool``, ``str``, ``tuple[int,
+...]`` and ``tuple[float, ...]``.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ def from_dict(kind: type[Config], values: dict[str, Any], where: str) -> Config:
     """Rebuild a configuration of class ``kind`` from :func:`to_dict`'s output.
 
     Raises:
-        UserError: keys are missing or unknown, or a value has the wrong type; ``where`` names the source.
+        UserError: keys are missing or unknown, or a value has the wrong type; ``where`` names the
+            source.
     """
     hints = typing.get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict) or set(values) != names:
         found = sorted(values) if isinstance(values, dict) else values
         raise UserError(f"{where}: expected the settings {sorted(names)}, found {found}")
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name in names:
         hint, value = hints[name], values[name]
         if dataclasses.is_dataclass(hint):
@@ -76,7 +78,9 @@ def _replace(config: Any, keys: list[str], text: str, full: str) -> Any:
 
 
 def _parsed(hint: Any, text: str) -> Any:
-    """Text of the command line as a JSON-like value for ``hint``; left as text where it does not parse."""
+    """Text of the command line as a JSON-like value for ``hint``; left as text where it does not
+    parse.
+    """
     if hint is str:
         return text
     if typing.get_origin(hint) is tuple and not text.startswith("["):

@@ -1,8 +1,9 @@
 """Errors that a user can act on, and how an entry point ends on one.
 
-Everything that is the user's to mend (a missing folder, a checkpoint of another architecture, a broken
-image) is raised as :class:`UserError` with one line that says what was expected, what came and what to do.
-:func:`main_guard` turns it into that line on stderr and exit code 2; a bug keeps its traceback.
+Everything that is the user's to mend (a missing folder, a checkpoint of another architecture, a
+broken image) is raised as :class:`UserError` with one line that says what was expected, what came
+and what to do. :func:`main_guard` turns it into that line on stderr and exit code 2; a bug keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ class UserError(Exception):
 
 
 def main_guard(main: Main) -> Main:
-    """Wrap an entry point ``main(...) -> exit code``: a :class:`UserError` or Ctrl-C ends in one line.
+    """Wrap an entry point ``main(...) -> exit code``: a :class:`UserError` or Ctrl-C ends in one
+    line.
 
-    Returns a function of the same signature that returns the exit code: 2 after a ``UserError``, 130 after
-    ``KeyboardInterrupt``, otherwise whatever ``main`` returned.
+    Returns a function of the same signature that returns the exit code: 2 after a ``UserError``,
+    130 after ``KeyboardInterrupt``, otherwise whatever ``main`` returned.
     """
 
     @functools.wraps(main)

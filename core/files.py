@@ -1,4 +1,6 @@
-"""Files that matter: written under a temporary name, then renamed, so that a reader never sees half a file."""
+"""Files that matter: written under a temporary name, then renamed, so that a reader never sees half
+a file.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,14 @@ from core.errors import UserError
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb", sync: bool = False) -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path``; on success it replaces ``path``, on any exception it is removed.
+    """Open a temporary file beside ``path``; on success it replaces ``path``, on any exception it
+    is removed.
 
     Args:
         path: final place; its folder is made when missing.
         mode: "wb" or "w" (UTF-8).
-        sync: also fsync before the rename, for files whose loss costs hours (checkpoints, archives).
+        sync: also fsync before the rename, for files whose loss costs hours (checkpoints,
+            archives).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)

@@ -28,7 +28,9 @@ def warn(stage: str, message: str) -> None:
 def progress(
     items: Iterable[Item], stage: str, total: int | None = None, unit: str = "image"
 ) -> Iterator[Item]:
-    """Iterate with a bar that shows rate and ETA; on a file or pipe it prints a line every ten seconds."""
+    """Iterate with a bar that shows rate and ETA; on a file or pipe it prints a line every ten
+    seconds.
+    """
     interval = 0.5 if sys.stderr.isatty() else 10.0
     return iter(
         tqdm(items, desc=stage, total=total, unit=unit, mininterval=interval, dynamic_ncols=True)

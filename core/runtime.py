@@ -1,12 +1,13 @@
-"""The one place that imports Jittor: offline, quiet, with oneDNN, and without side effects on the process.
+"""The one place that imports Jittor: offline, quiet, with oneDNN, and without side effects on the
+process.
 
-``jt = runtime.start()`` at the top of a function (never at import time of a numpy-only module) gives the
-Jittor module. Modules that define networks write ``from core.runtime import jt, nn`` instead, which starts it
-on first access. Nobody else imports ``jittor``; a test holds that.
+``jt = runtime.start()`` at the top of a function (never at import time of a numpy-only module)
+gives the Jittor module. Modules that define networks write ``from core.runtime import jt, nn``
+instead, which starts it on first access. Nobody else imports ``jittor``; a test holds that.
 
-Jittor 1.3.11 as installed downloads oneDNN at import, lets SIGINT kill the process, turns TLS verification off
-for urllib, raises the recursion and stack limits and writes its cache location into a file that every other
-project reads. Each of these is prevented or undone here.
+Jittor 1.3.11 as installed downloads oneDNN at import, lets SIGINT kill the process, turns TLS
+verification off for urllib, raises the recursion and stack limits and writes its cache location
+into a file that every other project reads. Each of these is prevented or undone here.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from typing import Any
 
 from core.errors import UserError
 
-# Jittor looks for exactly this folder name below <home>/.cache/jittor/mkl before it tries to download.
+# Jittor looks for exactly this folder name below <home>/.cache/jittor/mkl before it tries to
+# download.
 _ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
 _ONEDNN_WHEEL = "onednn-devel-cpu-gomp"
-# CUDA 13 removed fields that Jittor 1.3.11 reads; its documented best case is CUDA 12.2 with cuDNN 8.
+# CUDA 13 removed fields that Jittor 1.3.11 reads; its documented best case is CUDA 12.2 with cuDNN
+# 8.
 _FIRST_UNSUPPORTED_CUDA = 13
 
 _lock = threading.RLock()
@@ -54,11 +57,12 @@ def cache_dir() -> Path:
 def start() -> Any:
     """Import Jittor (once per process) and return the module.
 
-    The device is chosen by ``USS_DEVICE``: ``auto`` (default: CUDA where a usable one is found, else CPU),
-    ``cpu``, or ``cuda`` (an error where none is usable).
+    The device is chosen by ``USS_DEVICE``: ``auto`` (default: CUDA where a usable one is found,
+    else CPU), ``cpu``, or ``cuda`` (an error where none is usable).
 
     Raises:
-        UserError: no C++ compiler, no Python headers, no oneDNN wheel, or no usable CUDA when it was asked for.
+        UserError: no C++ compiler, no Python headers, no oneDNN wheel, or no usable CUDA when it
+            was asked for.
     """
     global _jittor
     with _lock:
@@ -77,7 +81,9 @@ def started() -> bool:
 
 
 def __getattr__(name: str) -> Any:
-    """``from core.runtime import jt, nn``: the Jittor module and its ``nn``, started on first access."""
+    """``from core.runtime import jt, nn``: the Jittor module and its ``nn``, started on first
+    access.
+    """
     if name == "jt":
         return start()
     if name == "nn":
@@ -86,12 +92,11 @@ def __getattr__(name: str) -> Any:
 
 
 def onednn_flags() -> str:
-    """Compiler flags with which a ``jt.code`` kernel includes ``dnnl.h`` and links the oneDNN that Jittor uses."""
+    """Compiler flags with which a ``jt.code`` kernel includes ``dnnl.h`` and links the oneDNN that
+    Jittor uses.
+    """
     root = _onednn_shim()
     return f"-I{root / 'include'} -L{root / 'lib'} -Wl,-rpath,{root / 'lib'} -lmkldnn"
-
-
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def _import_jittor() -> Any:
@@ -118,14 +123,16 @@ def _check_toolchain() -> None:
     compiler = os.environ.get("cc_path", "g++")
     if shutil.which(compiler) is None:
         raise UserError(
-            f"Jittor needs a C++ compiler and {compiler!r} is not on PATH; install it (Debian: apt-get install g++)"
+            f"Jittor needs a C++ compiler and {compiler!r} is not on PATH; "
+            "install it (Debian: apt-get install g++)"
         )
     include = Path(sysconfig.get_paths()["include"])
     if not (include / "Python.h").is_file() or _python_config() is None:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise UserError(
-            f"Jittor needs the headers of Python {version} and {include}/Python.h or python{version}-config is "
-            f"missing; install them (Debian: apt-get install python{version}-dev)"
+            f"Jittor needs the headers of Python {version} and {include}/Python.h or "
+            f"python{version}-config is missing; install them "
+            f"(Debian: apt-get install python{version}-dev)"
         )
 
 
@@ -156,7 +163,8 @@ def _lay_out_onednn() -> None:
     library, include = Path(sys.prefix) / "lib" / "libdnnl.so.2", Path(sys.prefix) / "include"
     if not library.exists() or not (include / "dnnl.h").exists():
         raise UserError(
-            f"oneDNN is missing from {sys.prefix}; run: make setup (it installs {_ONEDNN_WHEEL} from requirements.txt)"
+            f"oneDNN is missing from {sys.prefix}; run: make setup "
+            f"(it installs {_ONEDNN_WHEEL} from requirements.txt)"
         )
     shim = _onednn_shim()
     for link, target in {
@@ -173,7 +181,7 @@ def _lay_out_onednn() -> None:
 
 
 def _set_environment(cuda: str) -> None:
-    """Jittor reads its settings from the environment at import; a value that the user set is kept."""
+    """Jittor reads its settings from the environment; a value that the user set is kept."""
     defaults = {
         "log_silent": "1",
         "use_parallel_op_compiler": "0",
@@ -192,7 +200,9 @@ def _set_environment(cuda: str) -> None:
 
 @contextlib.contextmanager
 def _home(folder: Path) -> Iterator[None]:
-    """HOME is ``folder`` inside the block: Jittor's cache lands there and ~/.cache/jittor is never touched."""
+    """HOME is ``folder`` inside the block: Jittor's cache lands there and ~/.cache/jittor is never
+    touched.
+    """
     before = os.environ.get("HOME")
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["HOME"] = str(folder)
@@ -221,7 +231,8 @@ def _process_state_kept() -> Iterator[None]:
         with contextlib.suppress(ValueError):
             resource.setrlimit(resource.RLIMIT_STACK, stack)
         if in_main:
-            # Jittor installs its handlers in C, behind Python's back: install a throw-away one to force the change.
+            # Jittor installs its handlers in C, behind Python's back: install a throw-away one to
+            # force the change.
             for number, handler in handlers.items():
                 signal.signal(number, signal.SIG_IGN)
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
@@ -237,7 +248,8 @@ def _choose_cuda() -> str:
     nvcc, reason = _usable_nvcc()
     if not nvcc and wanted == "cuda":
         raise UserError(
-            f"USS_DEVICE=cuda but {reason}; use a machine with CUDA 12.2 and cuDNN 8, or USS_DEVICE=cpu"
+            f"USS_DEVICE=cuda but {reason}; "
+            "use a machine with CUDA 12.2 and cuDNN 8, or USS_DEVICE=cpu"
         )
     return nvcc
 

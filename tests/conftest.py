@@ -18,7 +18,9 @@ CALTECH4 = Path(os.environ.get("USS_CALTECH4", ROOT.parent / "shared" / "data" /
 
 @pytest.fixture(scope="session")
 def goldens() -> Callable[[str], dict[str, np.ndarray]]:
-    """Function from a file's name without suffix to its arrays; skips where the file is not at hand."""
+    """Function from a file's name without suffix to its arrays; skips where the file is not at
+    hand.
+    """
 
     def load(name: str) -> dict[str, np.ndarray]:
         path = GOLDENS / f"{name}.npz"

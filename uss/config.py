@@ -55,7 +55,7 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class PixelAttention:
-    """Step 2.1: learn a per-channel attention over layer4 and the prototypes; the trunk is frozen."""
+    """Step 2.1: learn a per-channel attention over layer4 and the prototypes; trunk frozen."""
 
     epochs: int = 20
     batch_size: int = 32
@@ -101,7 +101,9 @@ class Masks:
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Steps 2.3 and 2.4: mask-averaged labels, kept where the averaged attention reaches a threshold."""
+    """Steps 2.3 and 2.4: mask-averaged labels, kept where the averaged attention reaches a
+    threshold.
+    """
 
     resize: int = 256  # shorter side of the network's input, pixels
     min_threshold: float = 0.20  # the sweep over the validation split, inclusive, in hundredths

@@ -10,7 +10,9 @@ from core.data import synthetic
 
 
 def main(arguments: list[str]) -> int:
-    """Make the data set in ``--data`` unless it is there already; the same seed gives the same bytes."""
+    """Make the data set in ``--data`` unless it is there already; the same seed gives the same
+    bytes.
+    """
     parser = argparse.ArgumentParser(prog="python -m uss demo-data", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
