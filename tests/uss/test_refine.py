@@ -1,0 +1,143 @@
+"""Refinement by masks: hand-made maps whose answer can be read off."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from uss import refine
+
+
+def box(y0: int, y1: int, x0: int, x1: int, size: tuple[int, int] = (4, 4)) -> np.ndarray:
+    mask = np.zeros(size, dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def no_prompt(points: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    raise AssertionError("the prompter must not be asked")
+
+
+def no_masks() -> list[np.ndarray]:
+    raise AssertionError("masks must not be computed")
+
+
+PREDICTION = np.array(
+    [
+        [1, 1, 1, 0],
+        [1, 2, 1, 0],
+        [1, 1, 1, 0],
+        [0, 0, 0, 3],
+    ]
+)
+
+
+def test_the_majority_label_fills_the_mask_and_the_rest_stays() -> None:
+    refined = refine.vote_refine(PREDICTION, [box(0, 3, 0, 3)])
+    assert refined.dtype == np.int32
+    np.testing.assert_array_equal(refined[:3, :3], 1)
+    np.testing.assert_array_equal(refined[3], PREDICTION[3])
+    np.testing.assert_array_equal(refined[:, 3], PREDICTION[:, 3])
+
+
+def test_background_may_win_a_mask() -> None:
+    refined = refine.vote_refine(PREDICTION, [box(2, 4, 1, 4)])
+    np.testing.assert_array_equal(refined[2:, 1:], 0)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_nested_mask_brings_back_what_the_larger_one_painted_over(order: int) -> None:
+    masks = [box(0, 4, 0, 4), box(1, 2, 1, 2)][::order]
+    refined = refine.vote_refine(PREDICTION, masks)
+    expected = np.ones((4, 4))
+    expected[1, 1] = 2
+    np.testing.assert_array_equal(refined, expected)
+
+
+def test_the_prediction_is_not_changed_and_empty_masks_do_nothing() -> None:
+    before = PREDICTION.copy()
+    refined = refine.vote_refine(PREDICTION, [np.zeros((4, 4), bool), box(0, 4, 0, 4)])
+    np.testing.assert_array_equal(PREDICTION, before)
+    np.testing.assert_array_equal(refined, 1)
+    np.testing.assert_array_equal(refine.vote_refine(PREDICTION, []), PREDICTION)
+
+
+def test_foreground_that_the_vote_erases_comes_back() -> None:
+    prediction = np.zeros((4, 4), dtype=np.int32)
+    prediction[1, 2] = 7
+    refined = refine.refine(prediction, lambda: [box(0, 4, 0, 4)], np.zeros((9, 2, 2)), no_prompt)
+    assert refined.rule == "prediction"
+    np.testing.assert_array_equal(refined.label, prediction)
+
+
+def test_a_vote_with_foreground_is_kept() -> None:
+    refined = refine.refine(PREDICTION, lambda: [box(0, 3, 0, 3)], np.zeros((4, 2, 2)), no_prompt)
+    assert refined.rule == "vote"
+    np.testing.assert_array_equal(refined.label, refine.vote_refine(PREDICTION, [box(0, 3, 0, 3)]))
+
+
+def test_an_empty_prediction_prompts_for_the_likeliest_class() -> None:
+    """Class 2 has the largest mean logit; its peak is on the right, so x is large and y is not."""
+    logits = np.full((4, 4, 8), -5.0)
+    logits[0] = 0.0
+    logits[2] = -3.0
+    logits[2, 1, 7] = -1.0
+    logits[2, 3, 0] = -9.0
+    asked = []
+
+    def prompter(points: np.ndarray, signs: np.ndarray) -> np.ndarray:
+        asked.append((points, signs))
+        return box(2, 12, 60, 80, size=(40, 80))
+
+    prediction = np.zeros((40, 80), dtype=np.int32)
+    refined = refine.refine(prediction, no_masks, logits, prompter)
+    assert refined.rule == "prompt"
+    assert refined.label.dtype == np.int32
+    np.testing.assert_array_equal(np.unique(refined.label[2:12, 60:80]), [2])
+    assert refined.label.sum() == 2 * 10 * 20
+    points, signs = asked[0]
+    np.testing.assert_array_equal(signs, [1] * 5 + [0] * 5)
+    assert 70 <= points[0, 0] < 80 and 10 <= points[0, 1] < 20
+    assert points[5, 0] < 10 and points[5, 1] >= 30
+
+
+def test_points_are_spread_and_ordered() -> None:
+    values = np.random.default_rng(3).normal(size=(48, 64)).astype(np.float32)
+    points, signs = refine.spread_points(values)
+    assert points.shape == (10, 2) and list(signs) == [1] * 5 + [0] * 5
+    heights = values[points[:, 1].astype(int), points[:, 0].astype(int)]
+    assert heights[0] == values.max() and heights[5] == values.min()
+    assert list(heights[:5]) == sorted(heights[:5], reverse=True)
+    assert list(heights[5:]) == sorted(heights[5:])
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2) + np.eye(10) * 99
+    assert distances.min() >= 48 / 8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 2), (3, 50)])
+def test_tiny_and_flat_images_give_distinct_points_inside(size: tuple[int, int]) -> None:
+    points, signs = refine.spread_points(np.zeros(size, np.float32))
+    assert len(points) == len(signs) >= 1 and signs[0] == 1
+    assert len({tuple(point) for point in points}) == len(points)
+    assert (points >= 0).all() and (points < [size[1], size[0]]).all()
+
+
+@given(
+    prediction=arrays(np.int32, (5, 6), elements=st.integers(0, 4)),
+    masks=st.lists(arrays(np.bool_, (5, 6)), max_size=5),
+)
+def test_every_pixel_has_the_majority_of_the_smallest_mask_over_it(
+    prediction: np.ndarray, masks: list[np.ndarray]
+) -> None:
+    refined = refine.vote_refine(prediction, masks)
+    for y, x in np.ndindex(prediction.shape):
+        covering = [mask for mask in masks if mask[y, x]]
+        smallest = min((mask.sum() for mask in covering), default=0)
+        allowed = {
+            int(np.bincount(prediction[mask]).argmax())
+            for mask in covering
+            if mask.sum() == smallest
+        } or {int(prediction[y, x])}
+        assert refined[y, x] in allowed
