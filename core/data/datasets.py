@@ -1,0 +1,100 @@
+"""Data sets of the stages: what one sample is. :class:`core.data.loader.Loader` makes batches of them.
+
+Each has ``len``, ``get(index, rng)`` -> tuple of arrays of fixed shapes, and ``path(index)``, the image file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from core.data import crops
+from core.data.folders import ImageItem
+from core.data.images import load_rgb
+from core.labels import load_label
+
+
+class ImageDataset:
+    """Base of the data sets below: a list of images."""
+
+    def __init__(self, items: Sequence[ImageItem]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def path(self, index: int) -> Path:
+        """The image file of a sample."""
+        return self.items[index].path
+
+
+class MultiCropDataset(ImageDataset):
+    """Views of an image for steps 1 and 2.1; arguments after ``items`` as in :class:`core.data.crops.MultiCrop`."""
+
+    def __init__(
+        self,
+        items: Sequence[ImageItem],
+        sizes: Sequence[int],
+        counts: Sequence[int],
+        min_scales: Sequence[float],
+        max_scales: Sequence[float],
+    ) -> None:
+        super().__init__(items)
+        self.multi_crop = crops.MultiCrop(sizes, counts, min_scales, max_scales)
+
+    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """(one float32 (3, size, size) for each view in group order, gridq, gridk).
+
+        The grids, float32 (7, 7, 2), tie the first two views: :func:`core.data.crops.correspondence_grids`.
+        """
+        views, (first, second) = self.multi_crop(load_rgb(self.path(index)), rng)
+        return (*views, *crops.correspondence_grids(first, second))
+
+
+class EvalDataset(ImageDataset):
+    """Images for clustering: shorter side to ``resize`` (or squashed square), then the central ``crop``."""
+
+    def __init__(
+        self, items: Sequence[ImageItem], resize: int = 256, crop: int = 224, square: bool = False
+    ) -> None:
+        super().__init__(items)
+        self.resize = crops.resize_square if square else crops.resize_short_side
+        self.resize_to = resize
+        self.crop = crop
+
+    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """(float32 (3, crop, crop), int64 index of the image that these pixels come from).
+
+        The index tells a caller that must not mix images up where a broken one was replaced by the next.
+        """
+        del rng  # nothing is random here
+        rgb = self.resize(load_rgb(self.path(index)), self.resize_to)
+        return crops.normalise(crops.center_crop(rgb, self.crop)), np.asarray(index, np.int64)
+
+
+class JointDataset(ImageDataset):
+    """Images with their pseudo labels for fine-tuning: the same random crop of both.
+
+    Args:
+        items: the images.
+        label_dir: folder with ``<key>.png`` label maps; one of another size than its image is resized to it
+            (nearest), as labels may have been made on a smaller grid.
+        size: side of the crops in pixels.
+        min_scale: smallest area of a crop relative to the image.
+    """
+
+    def __init__(
+        self, items: Sequence[ImageItem], label_dir: Path, size: int, min_scale: float = 0.08
+    ) -> None:
+        super().__init__(items)
+        self.label_dir = Path(label_dir)
+        self.joint_crop = crops.JointCrop(size, min_scale)
+
+    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """(float32 (3, size, size), int32 label map (size, size))."""
+        item = self.items[index]
+        rgb = load_rgb(item.path)
+        label = load_label(self.label_dir / f"{item.key}.png")
+        return self.joint_crop(rgb, crops.resize_nearest(label, rgb.shape[:2]), rng)

@@ -1,0 +1,130 @@
+"""Folders of images in the ImageNet-S layout: ``<data>/<split>/<class>/<stem>.JPEG`` and the masks beside.
+
+A folder holds either class folders, one level deep, or plain images.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import UserError
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+_KINDS = ".JPEG, .jpg or .png"
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """One image file and the key under which its products are filed.
+
+    ``key`` is "<class folder>/<stem>", or "<stem>" in a plain folder; the stem ends at the first dot of the
+    file name.
+    """
+
+    path: Path
+    key: str
+
+
+def list_images(folder: Path) -> list[ImageItem]:
+    """The images of a folder of class folders or of plain images, sorted by key.
+
+    Suffixes are matched without case; hidden files and files of other types are ignored.
+
+    Raises:
+        UserError: missing folder, no image at all, an empty class folder, images beside class folders, or two
+            files with one key (``a.jpg`` and ``a.png``), all named.
+    """
+    folder = Path(folder)
+    plain, classes = _scan(folder)
+    inside = {name: _scan(folder / name)[0] for name in classes}
+    if plain and any(inside.values()):
+        name = next(name for name in classes if inside[name])
+        raise UserError(
+            f"{folder} holds both images ({plain[0]}) and folders of images ({name}); "
+            f"keep either class folders or plain images in it"
+        )
+    if plain:
+        return _items(folder, "", plain)
+    if not any(inside.values()):
+        raise UserError(
+            f"no images in {folder}: expected {_KINDS} files, or one level of class folders with them"
+        )
+    for name in classes:
+        if not inside[name]:
+            raise UserError(
+                f"class folder {folder / name} has no images ({_KINDS}); fill or remove it"
+            )
+    items = [item for name in classes for item in _items(folder, name, inside[name])]
+    return sorted(items, key=lambda item: item.key)
+
+
+def split_folder(data: Path, split: str) -> Path:
+    """``<data>/<split>``.
+
+    Raises:
+        UserError: the data folder or the split is missing; says which splits there are.
+    """
+    data = Path(data)
+    if not data.is_dir():
+        raise UserError(f"data folder {data} does not exist; give a folder that holds {split}/")
+    folder = data / split
+    if not folder.is_dir():
+        found = ", ".join(_scan(data)[1]) or "no folders"
+        raise UserError(f"{data} has no folder {split!r}; found: {found}")
+    return folder
+
+
+def mask_path(data: Path, split: str, key: str) -> Path:
+    """Where the ground-truth mask of image ``key`` lies: ``<data>/<split>-segmentation/<key>.png``."""
+    return Path(data) / f"{split}-segmentation" / f"{key}.png"
+
+
+def class_names(data: Path, split: str) -> list[str]:
+    """Sorted names of the class folders of a split; the class id is the place in this list plus 1.
+
+    Raises:
+        UserError: missing split, or one without class folders.
+    """
+    folder = split_folder(data, split)
+    names = _scan(folder)[1]
+    if not names:
+        raise UserError(
+            f"{folder} has no class folders; expected one folder of images for each class"
+        )
+    return names
+
+
+def _scan(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the images and of the folders in ``folder``, hidden ones left out."""
+    images, folders = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.lower().endswith(SUFFIXES):
+                    # Suffix first: a stat for each of a million images would be slow on network disks.
+                    (folders if entry.is_dir() else images).append(entry.name)
+                elif entry.is_dir():
+                    folders.append(entry.name)
+    except OSError as error:
+        raise UserError(f"cannot list the images of {folder}: {error.strerror}") from error
+    return sorted(images), sorted(folders)
+
+
+def _items(folder: Path, name: str, files: list[str]) -> list[ImageItem]:
+    """Items of the image files of one folder, sorted by key; ``name`` is its class folder or ""."""
+    base = folder / name
+    first: dict[str, str] = {}
+    for file in files:
+        stem = file.split(".", 1)[0]
+        if stem in first:
+            raise UserError(
+                f"{base} has {first[stem]} and {file}, which would share the output name {stem}.png "
+                f"(names count up to the first dot); rename one"
+            )
+        first[stem] = file
+    prefix = f"{name}/" if name else ""
+    return [ImageItem(base / first[stem], prefix + stem) for stem in sorted(first)]

@@ -1,0 +1,95 @@
+"""Label maps and their PNG form: red + 256 * green is the id of a pixel, blue is 0.
+
+Masks, pseudo labels and predictions of ImageNet-S all use this encoding. 0 is background (or another
+class), 1..C are ids, 1000 is ignored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from core.data.images import opened
+from core.errors import UserError
+from core.files import atomic_write
+
+IGNORE = 1000
+MAX_ID = 0xFFFF
+
+# Level 1 is twice as fast as the default and costs label maps, which are mostly runs, next to nothing.
+_PNG_LEVEL = 1
+# Modes in which an optimiser may have stored an RGB mask without loss; any other is not a label map.
+_LOSSLESS_MODES = ("RGB", "RGBA", "P", "L", "1")
+
+
+def encode(ids: np.ndarray) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of an integer label map (H, W).
+
+    Raises:
+        ValueError: not a 2-D integer array, or an id outside 0..65535.
+    """
+    ids = np.asarray(ids)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise ValueError(f"expected integer ids of shape (H, W), got {ids.dtype} {ids.shape}")
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) > MAX_ID):
+        raise ValueError(f"ids must lie in 0..{MAX_ID}, got {int(ids.min())}..{int(ids.max())}")
+    wide = ids.astype(np.int32)
+    rgb = np.zeros((*ids.shape, 3), np.uint8)
+    rgb[..., 0] = wide & 0xFF
+    rgb[..., 1] = wide >> 8
+    return rgb
+
+
+def decode(rgb: np.ndarray) -> np.ndarray:
+    """int32 label map (H, W) of a uint8 RGB (H, W, 3) array.
+
+    Raises:
+        ValueError: another shape or dtype, or a blue value that is not 0.
+    """
+    rgb = np.asarray(rgb)
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        raise ValueError(f"expected uint8 of shape (H, W, 3), got {rgb.dtype} {rgb.shape}")
+    if rgb[..., 2].any():
+        raise ValueError("expected id = red + 256 * green with blue 0, found blue above 0")
+    # uint8 * 256 would wrap to 0 (numpy 1) or raise (numpy 2): widen first.
+    return rgb[..., 0].astype(np.int32) + 256 * rgb[..., 1].astype(np.int32)
+
+
+def save_label(path: Path, ids: np.ndarray) -> None:
+    """Write a label map (H, W) as PNG, atomically; the folder is made when missing.
+
+    Raises:
+        ValueError: see :func:`encode`.
+    """
+    bgr = np.ascontiguousarray(encode(ids)[..., ::-1])
+    done, data = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])
+    if not done:
+        raise ValueError(f"a label map of shape {ids.shape} cannot be written as PNG")
+    with atomic_write(path) as file:
+        file.write(data.tobytes())
+
+
+def load_label(path: Path) -> np.ndarray:
+    """int32 label map (H, W) of a PNG file.
+
+    Raises:
+        UserError: missing, unreadable or truncated file, or one that is no label map; names the file.
+    """
+    with opened(path, "label map") as image:
+        if image.format != "PNG" or image.mode not in _LOSSLESS_MODES:
+            raise UserError(
+                f"label map {path}: expected a PNG with 8 bits a channel, "
+                f"found {image.format} in mode {image.mode}"
+            )
+        rgb = np.asarray(_without_alpha(image))
+    try:
+        return decode(rgb)
+    except ValueError as error:
+        raise UserError(f"label map {path}: {error}") from error
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
