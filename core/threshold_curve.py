@@ -1,0 +1,111 @@
+"""mIoU as a function of the background threshold, all thresholds in one pass over the images.
+
+A prediction comes with a level map (attention): pixels whose level is below the threshold become
+background. Each threshold gets its own Hungarian match, as in the reference evaluator's curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.errors import UserError
+from core.labels import IGNORE
+from core.matching import match_clusters
+from core.metrics import check_pair, compact_ids, iou_per_class, lookup_table
+
+
+def hundredths(first: int, last: int) -> list[float]:
+    """Thresholds first/100, ..., last/100, both ends included."""
+    return [step / 100 for step in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One threshold's result: mIoU (fraction) over C + 1 classes under its own ``match`` {pred:
+    class}.
+    """
+
+    threshold: float
+    miou: float
+    match: dict[int, int]
+
+
+class ThresholdCurve:
+    """Streaming counts for every threshold: ``update`` each image, then ``points`` or ``best``.
+
+    A pixel is kept at threshold t unless level < t; both are compared as float32, like a float32
+    level map with a Python number. Two int64 arrays of (T + 1, C + 1, C + 1) are held, of which
+    untouched pages cost nothing.
+
+    Args:
+        num_classes: number of classes C without background.
+        thresholds: increasing.
+    """
+
+    def __init__(self, num_classes: int, thresholds: Sequence[float]) -> None:
+        if not thresholds or list(thresholds) != sorted(set(thresholds)):
+            raise UserError(
+                f"the thresholds of a curve must increase and not be empty, got {list(thresholds)}"
+            )
+        self.num_classes = num_classes
+        self.thresholds = [float(threshold) for threshold in thresholds]
+        size = num_classes + 1
+        # First axis: how many of the thresholds (the lowest ones) a pixel, or a whole region,
+        # survives.
+        self._pixels = np.zeros((len(thresholds) + 1, size, size), np.int64)
+        self._presence = np.zeros((len(thresholds) + 1, size, size), np.int64)
+
+    def update(self, prediction: np.ndarray, level: np.ndarray, truth: np.ndarray) -> None:
+        """Count one image: prediction without threshold, its levels (float) and the truth, all (H,
+        W).
+
+        Raises:
+            UserError: sizes differ, a level is not a number, or an id is out of range.
+        """
+        check_pair(prediction, truth, self.num_classes)
+        if level.shape != prediction.shape:
+            raise UserError(
+                f"the level map is {level.shape} but its prediction is {prediction.shape}; "
+                "they must come from the same run"
+            )
+        judged = truth != IGNORE
+        pred_ids, pred_index = compact_ids(prediction[judged])
+        true_ids, true_index = compact_ids(truth[judged])
+        steps = len(self.thresholds) + 1
+        survived = self._survived(level[judged])
+        index = (survived * len(pred_ids) + pred_index) * len(true_ids) + true_index
+        shape = (steps, len(pred_ids), len(true_ids))
+        counts = np.bincount(index, minlength=int(np.prod(shape))).reshape(shape)
+        self._pixels[np.ix_(np.arange(steps), pred_ids, true_ids)] += counts
+        seen = counts.any(2)
+        longest = steps - 1 - seen[::-1].argmax(0)
+        self._presence[longest[:, None], pred_ids[:, None], true_ids[None]] += 1
+
+    def _survived(self, level: np.ndarray) -> np.ndarray:
+        if np.isnan(level).any():
+            raise UserError("the level map holds NaN; make it again")
+        edges = np.asarray(self.thresholds, np.float32)
+        return np.searchsorted(edges, level.astype(np.float32), side="right")
+
+    def points(self) -> list[CurvePoint]:
+        """The result at every threshold, lowest first."""
+        total_true = self._pixels.sum((0, 1))
+        kept = np.zeros_like(self._pixels[0])
+        together = np.zeros_like(kept)
+        points = []
+        for step in range(len(self.thresholds), 0, -1):
+            kept += self._pixels[step]
+            together += self._presence[step]
+            match = match_clusters(together[1:, 1:])
+            confusion = kept.copy()
+            confusion[0] += total_true - kept.sum(0)
+            iou = iou_per_class(confusion, lookup_table(match, self.num_classes))
+            points.append(CurvePoint(self.thresholds[step - 1], float(iou.mean()), match))
+        return points[::-1]
+
+    def best(self) -> CurvePoint:
+        """The point of highest mIoU; of equals the lowest threshold."""
+        return max(self.points(), key=lambda point: point.miou)
