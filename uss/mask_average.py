@@ -9,12 +9,10 @@ scores. Plain numpy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-
-from uss.refine import by_descending_area
 
 
 @dataclass(frozen=True)
@@ -43,43 +41,40 @@ def resize_matrix(size: int, grid: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def mask_weights(masks: Sequence[np.ndarray], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Weights on the grid with which a mean over each mask is taken.
+def mask_weights(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Weights on the grid with which the mean over a mask is taken.
 
     Args:
-        masks: n times (H, W) bool, none empty.
+        mask: (H, W) bool, not empty.
         rows, columns: :func:`resize_matrix` of the height (H, h) and of the width (W, w).
 
     Returns:
-        (n, h, w) float32, each map summing to 1.
+        (h, w) float32, summing to 1.
     """
-    weights = np.empty((len(masks), rows.shape[1], columns.shape[1]), dtype=np.float32)
-    for index, mask in enumerate(masks):
-        # Only the mask's bounding box counts, which is most of the time saved on small masks.
-        ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        y, x = slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1)
-        box = mask[y, x].astype(np.float32)
-        weights[index] = rows[y].T @ box @ columns[x] / np.count_nonzero(box)
-    return weights
+    # Only the mask's bounding box counts, which is most of the time saved on small masks.
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    y, x = slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1)
+    box = mask[y, x].astype(np.float32)
+    return rows[y].T @ box @ columns[x] / np.float32(np.count_nonzero(box))
 
 
 def label_from_masks(
     scores: np.ndarray,
     attention: np.ndarray,
-    masks: Sequence[np.ndarray],
+    masks: Iterable[np.ndarray],
     size_hw: tuple[int, int],
     uncovered: str = "pixels",
 ) -> LevelledLabel:
     """Label map of an image whose masks take the class and the attention of their mean.
 
-    Larger masks are painted first, so smaller ones lie on top. The level of a mask is the mean of
-    the image's own attention inside it, whatever was painted there before.
+    The level of a mask is the mean of the image's own attention inside it, whatever was painted
+    there before.
 
     Args:
         scores: (C, h, w) float, cosine of the feature at each grid place to each cluster centre.
         attention: (h, w) float, mean over the channels of the attention.
-        masks: (H, W) bool each, in any order; empty ones are ignored.
-        size_hw: size of the image.
+        masks: (H, W) bool each, largest first, so that small ones end on top; empty ones are
+        ignored. size_hw: size of the image.
         uncovered: what pixels outside every mask become: "pixels" = the label of the nearest grid
             place and their own attention; "background" = 0.
     """
@@ -90,12 +85,12 @@ def label_from_masks(
         level = (rows @ attention.astype(np.float32) @ columns.T).astype(np.float32)
     else:
         label, level = np.zeros(size_hw, np.int32), np.zeros(size_hw, np.float32)
-    ordered = by_descending_area(masks)
-    weights = mask_weights(ordered, rows, columns).reshape(len(ordered), attention.size)
-    classes = 1 + (weights @ scores.reshape(len(scores), -1).T).argmax(axis=1)
-    levels = weights @ attention.reshape(-1)
-    for mask, mask_class, mask_level in zip(ordered, classes, levels):
-        label[mask], level[mask] = mask_class, mask_level
+    flat_scores, flat_attention = scores.reshape(len(scores), -1), attention.reshape(-1)
+    for mask in masks:
+        if mask.any():
+            weights = mask_weights(mask, rows, columns).reshape(-1)
+            label[mask] = 1 + (flat_scores @ weights).argmax()
+            level[mask] = flat_attention @ weights
     return LevelledLabel(label, level)
 
 

@@ -8,7 +8,7 @@ prompt is given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Callable
 
@@ -37,7 +37,7 @@ class Refined:
 
 def refine(
     prediction: np.ndarray,
-    masks: Callable[[], Sequence[np.ndarray]],
+    masks: Callable[[], Iterable[np.ndarray]],
     logits: np.ndarray,
     prompter: Prompter,
 ) -> Refined:
@@ -45,8 +45,8 @@ def refine(
 
     Args:
         prediction: (H, W) integer argmax map, 0 = background.
-        masks: gives masks (H, W) bool in any order; called only where the prediction has foreground,
-            since nothing else can win a vote.
+        masks: gives the masks, (H, W) bool, largest first; called only where the prediction has
+            foreground, since nothing else can win a vote.
         logits: (C + 1, h, w) float of the network, at its own resolution; read only where the
             prediction has no foreground.
         prompter: called only where the prediction has no foreground.
@@ -62,28 +62,24 @@ def refine(
     return Refined(np.where(mask, likeliest, 0).astype(np.int32), "prompt")
 
 
-def vote_refine(prediction: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
-    """Give each mask the label that most of its pixels have in ``prediction``; the smallest mask
-    wins.
+def vote_refine(prediction: np.ndarray, masks: Iterable[np.ndarray]) -> np.ndarray:
+    """Give each mask the label that most of its pixels have in ``prediction``.
 
     Args:
         prediction: (H, W) non-negative integers.
-        masks: (H, W) bool each, in any order; empty ones are ignored.
+        masks: (H, W) bool each, largest first, so that small masks end on top; empty ones are
+        ignored.
 
     Returns:
         (H, W) int32. Pixels outside every mask keep their label; of equally frequent labels the
-        lowest is taken; of masks of the same size the later one is on top.
+        lowest is taken.
     """
     refined = prediction.astype(np.int32)
-    for mask in by_descending_area(masks):
-        refined[mask] = np.bincount(prediction[mask]).argmax()
+    for mask in masks:
+        inside = prediction[mask]
+        if inside.size:
+            refined[mask] = np.bincount(inside).argmax()
     return refined
-
-
-def by_descending_area(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The non-empty masks, largest first; masks of the same size keep their order."""
-    areas = np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)
-    return [masks[index] for index in np.argsort(-areas, kind="stable") if areas[index]]
 
 
 def likeliest_class(logits: np.ndarray) -> int:

@@ -19,8 +19,9 @@ def random_masks(rng: np.random.Generator, size: tuple[int, int], count: int) ->
         mask[y : y + height, x : x + width] = (
             rng.random(mask[y : y + height, x : x + width].shape) < 0.7
         )
+        mask[y, x] = True
         masks.append(mask)
-    return masks
+    return sorted(masks, key=lambda mask: -int(mask.sum()))
 
 
 @pytest.mark.parametrize("size, grid", [(13, 4), (4, 4), (3, 8), (100, 1), (1, 5)])
@@ -38,19 +39,18 @@ def test_weights_of_a_whole_image_and_of_one_corner() -> None:
     whole = np.ones((4, 4), dtype=bool)
     corner = np.zeros((4, 4), dtype=bool)
     corner[0, 0] = True
-    weights = mask_weights([whole, corner], rows, columns)
-    np.testing.assert_allclose(weights[0], 0.25)
-    np.testing.assert_allclose(weights[1], [[1, 0], [0, 0]])
+    np.testing.assert_allclose(mask_weights(whole, rows, columns), np.full((2, 2), 0.25))
+    np.testing.assert_allclose(mask_weights(corner, rows, columns), [[1, 0], [0, 0]])
 
 
 def test_pooled_means_equal_means_at_full_size() -> None:
     rng = np.random.default_rng(7)
     size, grid, channels = (37, 53), (5, 8), 6
     features = rng.normal(size=(channels, *grid)).astype(np.float32)
-    masks = [mask for mask in random_masks(rng, size, 12) if mask.any()]
-    weights = mask_weights(masks, resize_matrix(37, 5), resize_matrix(53, 8))
+    rows, columns = resize_matrix(37, 5), resize_matrix(53, 8)
     full = np.stack([cv2.resize(channel, size[::-1]) for channel in features])
-    for mask, weight in zip(masks, weights):
+    for mask in random_masks(rng, size, 12):
+        weight = mask_weights(mask, rows, columns)
         np.testing.assert_allclose(weight.sum(), 1, atol=1e-5)
         np.testing.assert_allclose(
             (features * weight).sum(axis=(1, 2)), full[:, mask].mean(axis=1), atol=1e-5
@@ -79,10 +79,9 @@ def test_label_and_level_equal_a_computation_at_full_size(uncovered: str) -> Non
         level = full_attention.copy()
         for y, x in np.ndindex(size):
             label[y, x] = 1 + scores[:, y * grid[0] // size[0], x * grid[1] // size[1]].argmax()
-    for mask in sorted(masks, key=lambda mask: -int(mask.sum())):
-        if mask.any():
-            label[mask] = 1 + (centres @ full[:, mask].mean(axis=1)).argmax()
-            level[mask] = full_attention[mask].mean()
+    for mask in masks:
+        label[mask] = 1 + (centres @ full[:, mask].mean(axis=1)).argmax()
+        level[mask] = full_attention[mask].mean()
     np.testing.assert_array_equal(got.label, label)
     np.testing.assert_allclose(got.level, level, atol=1e-5)
     assert got.label.dtype == np.int32 and got.level.dtype == np.float32
@@ -98,7 +97,7 @@ def test_a_nested_mask_keeps_the_mean_of_its_own_attention() -> None:
     scores = np.zeros((2, 4, 4), dtype=np.float32)
     scores[0] = 0.5
     scores[1, 1:3, 1:3] = 1.0
-    got = label_from_masks(scores, attention, [inner, outer], (4, 4))
+    got = label_from_masks(scores, attention, [outer, inner], (4, 4))
     np.testing.assert_allclose(got.level[inner], 0.9, atol=1e-6)
     np.testing.assert_allclose(got.level[~inner], 0.45, atol=1e-6)
     np.testing.assert_array_equal(got.label, np.where(inner, 2, 1))
