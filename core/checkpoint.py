@@ -110,6 +110,7 @@ def save_checkpoint(folder: Path, payload: Mapping[str, Any]) -> Path:
             except OSError:  # file systems without hard links
                 _copy(latest, link)
             os.replace(link, previous)
+            link.unlink(missing_ok=True)  # a rename between two names of one file leaves both
     _sync_folder(folder)
     return latest
 

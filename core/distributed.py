@@ -119,6 +119,4 @@ def _environment_int(name: str, default: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UserError(
-            f"the environment variable {name} should be a number, not {text!r}"
-        ) from None
+        raise UserError(f"environment variable {name} should be a number, not {text!r}") from None

@@ -179,7 +179,7 @@ def _read_zip(file: io.BufferedReader, size: int) -> Any:
                 )
             values = np.empty(entry.file_size, np.uint8)
             with archive.open(entry) as source:
-                done = cast(io.BufferedIOBase, source).readinto(memoryview(values))
+                done = cast(io.BufferedIOBase, source).readinto(values.data)
                 # Reading past the end is what makes zipfile compare the checksum.
                 if done != entry.file_size or source.read(1):
                     raise ValueError(f"entry {entry.filename} is cut")
