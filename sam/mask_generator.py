@@ -1,0 +1,219 @@
+"""Every mask of an image: the official ``SamAutomaticMaskGenerator``, whose memory is bounded by
+one batch of points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sam import masks as M
+from sam.predictor import SamPredictor
+
+OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A mask on its way through the filters, in coordinates of the whole image."""
+
+    rle: M.Rle
+    box_xyxy: np.ndarray
+    predicted_iou: np.float32
+    stability_score: np.float32
+    point_xy: np.ndarray
+    crop_xyxy: list[int]
+
+
+class SamAutomaticMaskGenerator:
+    """Prompts the model with a grid of points over the image (and over crops of it) and filters the
+    masks.
+
+    Args:
+        model: a ``sam.build.Sam`` with its weights loaded.
+        points_per_side: the grid has this many points squared; None when ``point_grids`` is given.
+        points_per_batch: points decoded at once; bounds the memory.
+        pred_iou_thresh: masks whose predicted IoU is not larger go.
+        stability_score_thresh: masks whose stability score is smaller go.
+        stability_score_offset: shift (in logits) of the threshold for that score.
+        box_nms_thresh: IoU of boxes above which the worse of two masks of one crop goes.
+        crop_n_layers: layers of crops beyond the whole image; layer i has 4**i crops.
+        crop_nms_thresh: the same as ``box_nms_thresh`` between crops, where the smaller crop wins.
+        crop_overlap_ratio: overlap of crops in layer 1 as a fraction of the short side.
+        crop_n_points_downscale_factor: the grid of layer i has points_per_side / factor**i points a
+            side.
+        point_grids: own grids in [0, 1], one per layer, instead of ``points_per_side``.
+        min_mask_region_area: holes and islands smaller than this many pixels are removed; 0 leaves
+            them.
+        output_mode: form of ``segmentation``: "binary_mask", "uncompressed_rle" or "coco_rle".
+
+    Raises:
+        ValueError: not exactly one of ``points_per_side`` and ``point_grids``, or an unknown output
+        mode.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        points_per_side: int | None = 32,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.95,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        point_grids: list[np.ndarray] | None = None,
+        min_mask_region_area: int = 0,
+        output_mode: str = "binary_mask",
+    ) -> None:
+        if (points_per_side is None) == (point_grids is None):
+            raise ValueError("give exactly one of points_per_side and point_grids")
+        if output_mode not in OUTPUT_MODES:
+            raise ValueError(f"output_mode must be one of {OUTPUT_MODES}, not {output_mode!r}")
+        if points_per_side is not None:
+            point_grids = M.layer_point_grids(
+                points_per_side, crop_n_layers, crop_n_points_downscale_factor
+            )
+        assert point_grids is not None
+        self.predictor = SamPredictor(model)
+        self.point_grids = point_grids
+        self.points_per_batch = points_per_batch
+        self.pred_iou_thresh = pred_iou_thresh
+        self.stability_score_thresh = stability_score_thresh
+        self.stability_score_offset = stability_score_offset
+        self.box_nms_thresh = box_nms_thresh
+        self.crop_n_layers = crop_n_layers
+        self.crop_nms_thresh = crop_nms_thresh
+        self.crop_overlap_ratio = crop_overlap_ratio
+        self.min_mask_region_area = min_mask_region_area
+        self.output_mode = output_mode
+
+    def generate(self, image: np.ndarray) -> list[M.Record]:
+        """All masks of a uint8 RGB image (H, W, 3), as records (see ``sam.masks``).
+
+        Each record has ``segmentation`` (in ``output_mode``), ``area``, ``bbox`` [x, y, w, h],
+        ``predicted_iou``, ``point_coords`` [[x, y]], ``stability_score`` and ``crop_box`` [x, y, w,
+        h].
+        """
+        candidates = self._all_candidates(image)
+        if self.min_mask_region_area > 0:
+            candidates = self._without_small_regions(candidates)
+        return [self._record(candidate) for candidate in candidates]
+
+    def _all_candidates(self, image: np.ndarray) -> list[_Candidate]:
+        h, w = image.shape[:2]
+        boxes, layers = M.crop_boxes((h, w), self.crop_n_layers, self.crop_overlap_ratio)
+        found: list[_Candidate] = []
+        for box, layer in zip(boxes, layers):
+            found += self._in_crop(image, box, layer)
+        if len(boxes) > 1:
+            # Prefer masks from smaller crops: they were seen at a higher resolution.
+            areas = [
+                (c.crop_xyxy[2] - c.crop_xyxy[0]) * (c.crop_xyxy[3] - c.crop_xyxy[1]) for c in found
+            ]
+            found = _suppressed(found, 1 / np.array(areas, np.float32), self.crop_nms_thresh)
+        return found
+
+    def _in_crop(self, image: np.ndarray, crop_xyxy: list[int], layer: int) -> list[_Candidate]:
+        """Encode one crop, decode its grid batch by batch, drop duplicates within the crop."""
+        h, w = image.shape[:2]
+        x0, y0, x1, y1 = crop_xyxy
+        self.predictor.set_image(image[y0:y1, x0:x1])
+        points = self.point_grids[layer] * np.array([[x1 - x0, y1 - y0]])
+        found: list[_Candidate] = []
+        for start in range(0, len(points), self.points_per_batch):
+            batch = points[start : start + self.points_per_batch]
+            found += self._of_points(batch, crop_xyxy, (h, w))
+        self.predictor.reset_image()
+        scores = np.array([candidate.predicted_iou for candidate in found], np.float32)
+        return _suppressed(found, scores, self.box_nms_thresh)
+
+    def _of_points(
+        self, points_xy: np.ndarray, crop_xyxy: list[int], size_hw: tuple[int, int]
+    ) -> list[_Candidate]:
+        """The masks of one batch of points (in crop coordinates) that pass the filters."""
+        crop_hw = (crop_xyxy[3] - crop_xyxy[1], crop_xyxy[2] - crop_xyxy[0])
+        coords = self.predictor.transform.apply_coords(points_xy, crop_hw)
+        low_res, iou = self.predictor.decode(coords[:, None], np.ones((len(coords), 1), np.int32))
+        upscale = self.predictor.upscaler()
+        # The predicted IoU is known before the masks are enlarged: most of the work is saved here.
+        good = iou > np.float32(self.pred_iou_thresh) if self.pred_iou_thresh > 0 else iou == iou
+        found = []
+        for point, channel in zip(*np.nonzero(good)):
+            logits = upscale(low_res[point, channel])
+            kept = self._stable(logits, crop_xyxy, size_hw)
+            if kept is None:
+                continue
+            mask, box, stability = kept
+            found.append(
+                _Candidate(
+                    rle=M.encode(M.uncrop_masks(mask, crop_xyxy, size_hw)),
+                    box_xyxy=M.uncrop_boxes(box, crop_xyxy),
+                    predicted_iou=iou[point, channel],
+                    stability_score=stability,
+                    point_xy=M.uncrop_points(points_xy[point], crop_xyxy),
+                    crop_xyxy=crop_xyxy,
+                )
+            )
+        return found
+
+    def _stable(
+        self, logits: np.ndarray, crop_xyxy: list[int], size_hw: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, np.float32] | None:
+        """(mask, box, stability score) of logits (h, w) of a crop, or None where a filter drops the
+        mask.
+        """
+        threshold = self.predictor.model.mask_threshold
+        score = np.float32(M.stability_score(logits, threshold, self.stability_score_offset))
+        if self.stability_score_thresh > 0 and not score >= np.float32(self.stability_score_thresh):
+            return None
+        mask = logits > np.float32(threshold)
+        box = M.box_of(mask)
+        # A mask cut off by its crop is whole in another one.
+        if M.near_crop_edge(box[None], crop_xyxy, size_hw)[0]:
+            return None
+        return mask, box, score
+
+    def _without_small_regions(self, candidates: list[_Candidate]) -> list[_Candidate]:
+        """Fill small holes and drop small islands; of masks that became duplicates the changed ones
+        go.
+        """
+        cleaned, unchanged = [], []
+        for candidate in candidates:
+            mask, filled = M.fill_small_holes(M.decode(candidate.rle), self.min_mask_region_area)
+            mask, dropped = M.drop_small_islands(mask, self.min_mask_region_area)
+            changed = filled or dropped
+            if changed:
+                candidate = replace(candidate, rle=M.encode(mask), box_xyxy=M.box_of(mask))
+            cleaned.append(candidate)
+            unchanged.append(float(not changed))
+        limit = max(self.box_nms_thresh, self.crop_nms_thresh)
+        return _suppressed(cleaned, np.array(unchanged, np.float32), limit)
+
+    def _record(self, candidate: _Candidate) -> M.Record:
+        segmentation: Any = candidate.rle
+        if self.output_mode == "binary_mask":
+            segmentation = M.decode(candidate.rle)
+        elif self.output_mode == "uncompressed_rle":
+            segmentation = M.uncompressed(candidate.rle)
+        return {
+            "segmentation": segmentation,
+            "area": M.area(candidate.rle),
+            "bbox": M.to_xywh(candidate.box_xyxy).tolist(),
+            "predicted_iou": float(candidate.predicted_iou),
+            "point_coords": [candidate.point_xy.tolist()],
+            "stability_score": float(candidate.stability_score),
+            "crop_box": M.to_xywh(np.array(candidate.crop_xyxy)).tolist(),
+        }
+
+
+def _suppressed(
+    candidates: list[_Candidate], scores: np.ndarray, threshold: float
+) -> list[_Candidate]:
+    boxes = np.array([candidate.box_xyxy for candidate in candidates], np.float32)
+    return [candidates[i] for i in M.nms(boxes, scores, threshold)]

@@ -1,0 +1,300 @@
+"""Masks as numpy arrays and run lengths: boxes, NMS, crops, point grids, small regions (numpy
+only).
+
+A *record* is one entry of what ``SamAutomaticMaskGenerator.generate`` returns:
+
+- ``segmentation``: the mask, in one of three forms: a bool array (H, W); an *uncompressed RLE*
+  ``{"size": [h, w], "counts": [int, ...]}`` (column-major run lengths, the first one counts zeros);
+  a *COCO RLE* with the same keys whose ``counts`` is COCO's compressed string;
+- ``area`` in pixels, ``bbox`` as [x, y, width, height], ``predicted_iou``, ``stability_score``,
+  ``point_coords`` as [[x, y]] and ``crop_box`` as [x, y, width, height], all in pixels of the whole
+  image.
+
+Boxes follow the official SAM convention: x1 and y1 are the last column and row *inside* the mask,
+so a mask of one pixel has width and height 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco
+
+Rle = dict[str, Any]
+Record = dict[str, Any]
+
+
+# Run lengths ------------------------------------------------------------------------------------
+
+
+def encode(mask: np.ndarray) -> Rle:
+    """COCO RLE (``counts`` is an ASCII str, so that it goes into JSON) of a bool mask (H, W)."""
+    rle = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode(segmentation: np.ndarray | Rle) -> np.ndarray:
+    """Bool mask (H, W) of any of the three forms.
+
+    Raises:
+        ValueError: the run lengths do not add up to the stated size.
+    """
+    if isinstance(segmentation, np.ndarray):
+        return segmentation.astype(bool, copy=False)
+    h, w = segmentation["size"]
+    counts = run_lengths(segmentation)
+    if int(counts.sum()) != h * w:
+        raise ValueError(f"run lengths add up to {int(counts.sum())}, expected {h} x {w} pixels")
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape(w, h).T
+
+
+def run_lengths(rle: Rle) -> np.ndarray:
+    """int64 column-major run lengths of an uncompressed or COCO RLE; the first run counts zeros."""
+    counts = rle["counts"]
+    return _parse(counts) if isinstance(counts, (str, bytes)) else np.asarray(counts, np.int64)
+
+
+def _parse(text: str | bytes) -> np.ndarray:
+    """Run lengths of COCO's string: six-bit characters, the low five carry bits, from the third run
+    on differences.
+    """
+    raw = text.encode("ascii") if isinstance(text, str) else text
+    codes = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
+    if not len(codes):
+        return np.zeros(0, np.int64)
+    last = codes & 0x20 == 0
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+    values = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
+    values -= np.where(codes[ends] & 0x10, np.int64(1) << (5 * (place[ends] + 1)), 0)
+    # Every run after the third is stored as its difference from the run two before.
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def uncompressed(segmentation: np.ndarray | Rle) -> Rle:
+    """The official uncompressed RLE ``{"size": [h, w], "counts": list of int}`` of any form."""
+    rle = encode(segmentation) if isinstance(segmentation, np.ndarray) else segmentation
+    return {"size": [int(side) for side in rle["size"]], "counts": run_lengths(rle).tolist()}
+
+
+def compressed(segmentation: np.ndarray | Rle) -> Rle:
+    """The COCO RLE of any form, ``counts`` as ASCII str."""
+    if isinstance(segmentation, np.ndarray):
+        return encode(segmentation)
+    counts, size = segmentation["counts"], [int(side) for side in segmentation["size"]]
+    if not isinstance(counts, (str, bytes)):
+        plain = {"size": size, "counts": [int(count) for count in counts]}
+        counts = coco.frPyObjects(plain, *size)["counts"]
+    return {"size": size, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+
+
+def area(segmentation: np.ndarray | Rle) -> int:
+    """Number of pixels of a mask in any form."""
+    if isinstance(segmentation, np.ndarray):
+        return int(np.count_nonzero(segmentation))
+    return int(run_lengths(segmentation)[1::2].sum())
+
+
+# Boxes ------------------------------------------------------------------------------------------
+
+
+def box_of(mask: np.ndarray) -> np.ndarray:
+    """int64 xyxy (4,) box of a bool mask (H, W); x1 and y1 are inside the mask; zeros for an empty
+    mask.
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(columns):
+        return np.zeros(4, np.int64)
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]], np.int64)
+
+
+def boxes_of(masks: np.ndarray) -> np.ndarray:
+    """int64 xyxy boxes of bool masks of shape (..., H, W), as (..., 4)."""
+    flat = masks.reshape((-1,) + masks.shape[-2:])
+    boxes = [box_of(mask) for mask in flat]
+    return np.array(boxes, np.int64).reshape(masks.shape[:-2] + (4,))
+
+
+def to_xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
+    """Boxes (..., 4) as x, y, x1 - x0, y1 - y0; same dtype."""
+    boxes = np.array(boxes_xyxy)
+    boxes[..., 2:] -= boxes[..., :2]
+    return boxes
+
+
+def nms(boxes_xyxy: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Greedy non-maximum suppression with torchvision's semantics.
+
+    Args:
+        boxes_xyxy: (N, 4); areas are (x1 - x0) * (y1 - y0), without any "+1".
+        scores: (N,); ties keep their input order.
+        threshold: a box goes when its IoU (float32) with a kept, better box is strictly larger.
+
+    Returns:
+        int64 indices of the kept boxes, best score first.
+    """
+    boxes = np.asarray(boxes_xyxy, np.float32).reshape(-1, 4)
+    order = np.argsort(-np.asarray(scores, np.float32), kind="stable")
+    x0, y0, x1, y1 = boxes[order].T.copy()
+    areas = (x1 - x0) * (y1 - y0)
+    limit, zero = np.float32(threshold), np.float32(0)
+    alive = np.ones(len(order), bool)
+    for i in range(len(order)):
+        if not alive[i]:
+            continue
+        rest = slice(i + 1, None)
+        width = np.minimum(x1[i], x1[rest]) - np.maximum(x0[i], x0[rest])
+        height = np.minimum(y1[i], y1[rest]) - np.maximum(y0[i], y0[rest])
+        shared = np.maximum(width, zero) * np.maximum(height, zero)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # Two boxes without area give 0/0: not a number is not larger than the limit, so both
+            # stay.
+            alive[rest] &= ~(shared / (areas[i] + areas[rest] - shared) > limit)
+    return order[alive].astype(np.int64)
+
+
+# Points and crops -------------------------------------------------------------------------------
+
+
+def point_grid(per_side: int) -> np.ndarray:
+    """float64 (per_side**2, 2) grid of (x, y) in [0, 1], row by row, half a step from the
+    border.
+    """
+    half = 1 / (2 * per_side)
+    line = np.linspace(half, 1 - half, per_side)
+    return np.stack([np.tile(line, per_side), np.repeat(line, per_side)], axis=-1)
+
+
+def layer_point_grids(per_side: int, layers: int, downscale: int) -> list[np.ndarray]:
+    """One point grid for the image and for each crop layer; layer i has per_side / downscale**i
+    points per side.
+    """
+    return [point_grid(int(per_side / downscale**i)) for i in range(layers + 1)]
+
+
+def crop_boxes(
+    size_hw: tuple[int, int], layers: int, overlap_ratio: float
+) -> tuple[list[list[int]], list[int]]:
+    """The whole image, then for layer i a grid of 2**i x 2**i overlapping crops.
+
+    Args:
+        size_hw: height and width of the image.
+        layers: number of crop layers beyond the whole image.
+        overlap_ratio: overlap in layer 1 as a fraction of the short side; halved in each further
+            layer.
+
+    Returns:
+        xyxy boxes (x1, y1 exclusive, at most the image's width and height) and the layer of each.
+    """
+    h, w = size_hw
+    boxes, layer_of = [[0, 0, w, h]], [0]
+    for layer in range(1, layers + 1):
+        side = 2**layer
+        overlap = int(overlap_ratio * min(h, w) * (2 / side))
+        crop_w = int(math.ceil((overlap * (side - 1) + w) / side))
+        crop_h = int(math.ceil((overlap * (side - 1) + h) / side))
+        # Official order: x outside, y inside.
+        for x in (int((crop_w - overlap) * i) for i in range(side)):
+            for y in (int((crop_h - overlap) * i) for i in range(side)):
+                boxes.append([x, y, min(x + crop_w, w), min(y + crop_h, h)])
+                layer_of.append(layer)
+    return boxes, layer_of
+
+
+def near_crop_edge(
+    boxes_xyxy: np.ndarray, crop_xyxy: list[int], size_hw: tuple[int, int], tolerance: float = 20.0
+) -> np.ndarray:
+    """bool (N,): boxes (in crop coordinates) with a side near the crop's border that is not the
+    image's border.
+    """
+    boxes = uncrop_boxes(np.asarray(boxes_xyxy, np.float32), crop_xyxy)
+    h, w = size_hw
+    at_crop = np.abs(boxes - np.asarray(crop_xyxy, np.float32)) <= tolerance
+    at_image = np.abs(boxes - np.asarray([0, 0, w, h], np.float32)) <= tolerance
+    return (at_crop & ~at_image).any(axis=-1)
+
+
+def uncrop_boxes(boxes_xyxy: np.ndarray, crop_xyxy: list[int]) -> np.ndarray:
+    """Boxes (..., 4) of a crop in coordinates of the whole image; same dtype."""
+    x, y = crop_xyxy[:2]
+    return boxes_xyxy + np.array([x, y, x, y], boxes_xyxy.dtype)
+
+
+def uncrop_points(points_xy: np.ndarray, crop_xyxy: list[int]) -> np.ndarray:
+    """Points (..., 2) of a crop in coordinates of the whole image; same dtype."""
+    return points_xy + np.array(crop_xyxy[:2], points_xy.dtype)
+
+
+def uncrop_masks(masks: np.ndarray, crop_xyxy: list[int], size_hw: tuple[int, int]) -> np.ndarray:
+    """Masks (..., h, w) of a crop, zero-padded to the whole image (..., H, W)."""
+    x0, y0, x1, y1 = crop_xyxy
+    if (y1 - y0, x1 - x0) == tuple(size_hw):
+        return masks
+    whole = np.zeros(masks.shape[:-2] + tuple(size_hw), masks.dtype)
+    whole[..., y0:y1, x0:x1] = masks
+    return whole
+
+
+# Quality ----------------------------------------------------------------------------------------
+
+
+def stability_score(mask_logits: np.ndarray, threshold: float, offset: float) -> np.ndarray:
+    """IoU of the masks at ``threshold + offset`` and ``threshold - offset``.
+
+    Args:
+        mask_logits: float32 (..., H, W).
+
+    Returns:
+        float32 (...); not a number where even the larger mask is empty, as in the official code.
+    """
+    inner = np.count_nonzero(mask_logits > np.float32(threshold + offset), axis=(-2, -1))
+    outer = np.count_nonzero(mask_logits > np.float32(threshold - offset), axis=(-2, -1))
+    with np.errstate(invalid="ignore"):
+        return (np.asarray(inner, np.float32) / np.asarray(outer, np.float32)).astype(np.float32)
+
+
+def fill_small_holes(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, bool]:
+    """Fill background regions (8-connected) smaller than ``min_area`` pixels: (mask, whether it
+    changed).
+    """
+    count, regions, sizes = _regions(~mask.astype(bool, copy=False))
+    small = np.flatnonzero(sizes < min_area) + 1
+    if not len(small):
+        return mask, False
+    keep = np.zeros(count, bool)
+    keep[0] = True
+    keep[small] = True
+    return keep[regions], True
+
+
+def drop_small_islands(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, bool]:
+    """Drop regions (8-connected) smaller than ``min_area`` pixels, but keep the largest: (mask,
+    whether it changed).
+    """
+    count, regions, sizes = _regions(mask)
+    small = np.flatnonzero(sizes < min_area) + 1
+    if not len(small):
+        return mask, False
+    keep = np.ones(count, bool)
+    keep[0] = False
+    keep[small] = False
+    if not keep.any():
+        keep[int(np.argmax(sizes)) + 1] = True
+    return keep[regions], True
+
+
+def _regions(mask: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """(number of labels with background 0, label map, sizes of labels 1...) of 8-connected
+    regions.
+    """
+    count, regions, stats, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=8
+    )
+    return count, regions, stats[1:, cv2.CC_STAT_AREA]

@@ -1,0 +1,36 @@
+"""The official input geometry of SAM: the longest side is resized to the encoder's size (numpy and
+Pillow only).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+class ResizeLongestSide:
+    """Resize images, points and boxes so that the longest side becomes ``target_length`` pixels."""
+
+    def __init__(self, target_length: int) -> None:
+        self.target_length = target_length
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) -> uint8 (h, w, 3) with Pillow's (antialiased) bilinear filter."""
+        h, w = self.get_preprocess_shape(image.shape[0], image.shape[1], self.target_length)
+        return np.array(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
+
+    def apply_coords(self, coords_xy: np.ndarray, original_size_hw: tuple[int, int]) -> np.ndarray:
+        """Points (..., 2) as (x, y) of the original image -> float64 points of the resized one."""
+        old_h, old_w = original_size_hw
+        new_h, new_w = self.get_preprocess_shape(old_h, old_w, self.target_length)
+        return np.asarray(coords_xy, np.float64) * np.array([new_w / old_w, new_h / old_h])
+
+    def apply_boxes(self, boxes_xyxy: np.ndarray, original_size_hw: tuple[int, int]) -> np.ndarray:
+        """Boxes (N, 4) of the original image -> float64 boxes (N, 4) of the resized one."""
+        return self.apply_coords(boxes_xyxy.reshape(-1, 2, 2), original_size_hw).reshape(-1, 4)
+
+    @staticmethod
+    def get_preprocess_shape(old_h: int, old_w: int, long_side_length: int) -> tuple[int, int]:
+        """(h, w) after the resize, each rounded half up."""
+        scale = long_side_length * 1.0 / max(old_h, old_w)
+        return int(old_h * scale + 0.5), int(old_w * scale + 0.5)

