@@ -145,9 +145,6 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 def _stored_shape(value: Any) -> tuple[int, ...]:
     """Shape as Jittor has it: it knows no 0-d arrays, a single number has shape (1,)."""
     return tuple(np.shape(value)) or (1,)

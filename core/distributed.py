@@ -81,9 +81,6 @@ def share(items: Sequence[Item]) -> list[Item]:
     return list(items[task * world_size() + rank() :: tasks * world_size()])
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 def _reduce(var: Any, operation: str) -> Any:
     if world_size() == 1:
         return var
@@ -106,7 +103,7 @@ def _array_task() -> tuple[int, int]:
     position, rest = divmod(number - first, max(step, 1))
     if rest or not 0 <= position < count:
         raise UserError(
-            f"SLURM array task {number} of {count} tasks from {first}: expected consecutive numbers; "
+            f"SLURM array task {number} of {count} from {first}: expected consecutive numbers; "
             f"submit with --array=0-{max(count - 1, 0)}"
         )
     return position, count

@@ -182,9 +182,6 @@ def element_type(name: str) -> ElementType:
     return ElementType(name) if name in _TORCH_TYPES else ElementType(_TORCH_STORAGES[name])
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 _PurePythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined, unused-ignore]
 _REFUSED_CODES = {opcode[0] for opcode in _REFUSED_OPCODES}
 
@@ -296,7 +293,6 @@ class _Resolver:
         return np.lib.stride_tricks.as_strided(elements[first:], size, strides)
 
 
-# --------------------------------------------------------------------------------------------------
 # What a pickle may call. Each of these checks its arguments, because the file chooses them.
 
 

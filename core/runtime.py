@@ -126,6 +126,11 @@ def _check_toolchain() -> None:
             f"Jittor needs a C++ compiler and {compiler!r} is not on PATH; "
             "install it (Debian: apt-get install g++)"
         )
+    if _under_mpi() and shutil.which(os.environ.get("mpicc_path", "mpicc")) is None:
+        raise UserError(
+            "started by mpirun, but Jittor needs mpicc and it is not on PATH; "
+            "install it (Debian: apt-get install libopenmpi-dev)"
+        )
     include = Path(sysconfig.get_paths()["include"])
     if not (include / "Python.h").is_file() or _python_config() is None:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -134,6 +139,10 @@ def _check_toolchain() -> None:
             f"python{version}-config is missing; install them "
             f"(Debian: apt-get install python{version}-dev)"
         )
+
+
+def _under_mpi() -> bool:
+    return "OMPI_COMM_WORLD_SIZE" in os.environ
 
 
 def _python_config() -> str | None:
@@ -194,7 +203,7 @@ def _set_environment(cuda: str) -> None:
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
     os.environ["nvcc_path"] = cuda
-    os.environ["use_mpi"] = "1" if "OMPI_COMM_WORLD_SIZE" in os.environ else "0"
+    os.environ["use_mpi"] = "1" if _under_mpi() else "0"
     os.environ.pop("JITTOR_HOME", None)
 
 

@@ -95,9 +95,6 @@ def state_dict_of(path: Path | str) -> dict[str, np.ndarray]:
     return state
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 def _read(path: Path) -> Any:
     size = path.stat().st_size
     if size == 0:
