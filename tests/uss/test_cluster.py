@@ -1,0 +1,152 @@
+"""Clustering: faiss on groups plain to see, and the stage on photographs of two colours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.errors import UserError
+from uss import cluster
+from uss.config import Cluster, Config, Heads, PixelAttention
+from uss.paths import RunFolder
+
+CONFIG = Config(
+    arch="resnet18",
+    num_classes=2,
+    heads=Heads(hidden_mlp=8, feat_dim=4, prototypes=6),
+    pixel_attention=PixelAttention(threshold=0.1),
+    cluster=Cluster(batch_size=4, resize=40, crop=32, iterations=5, redo=3),
+)
+
+
+def blobs(seed: int, count: int = 90) -> tuple[np.ndarray, np.ndarray]:
+    """Three tight groups on axes of an 8-dimensional space, and the group of each point."""
+    rng = np.random.default_rng(seed)
+    groups = np.arange(count) % 3
+    return (np.eye(8)[groups] + rng.normal(0, 0.05, (count, 8))).astype(np.float32), groups
+
+
+def test_kmeans_finds_the_groups_and_repeats_itself() -> None:
+    features, groups = blobs(1)
+    centres, objective = cluster.kmeans(features, 3, iterations=20, redo=5, seed=7)
+    again, _ = cluster.kmeans(features, 3, iterations=20, redo=5, seed=7)
+    assert centres.shape == (3, 8) and centres.dtype == np.float32
+    np.testing.assert_array_equal(centres, again)
+    clusters = cluster.assign(features, centres)
+    assert cluster.agreement(clusters, groups) == pytest.approx((1.0, 1.0))
+    squared = ((features - centres[clusters]) ** 2).sum()
+    assert objective == pytest.approx(squared, rel=0.01)
+
+
+def test_centres_are_means_and_points_go_to_the_nearest() -> None:
+    features, _ = blobs(2)
+    centres, _ = cluster.kmeans(features, 3, iterations=20, redo=3, seed=0)
+    clusters = cluster.assign(features, centres)
+    distances = ((features[:, None] - centres[None]) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(clusters, distances.argmin(axis=1))
+    for index in range(3):
+        np.testing.assert_allclose(
+            features[clusters == index].mean(axis=0), centres[index], atol=1e-5
+        )
+
+
+def test_unit_rows_leave_a_zero_row_finite() -> None:
+    rows = cluster.unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
+    np.testing.assert_allclose(rows, [[0.6, 0.8], [0.0, 0.0]], atol=1e-6)
+
+
+def test_agreement_of_unrelated_and_of_single_clusters() -> None:
+    information, accuracy = cluster.agreement(np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]))
+    assert information == pytest.approx(0.0, abs=1e-12) and accuracy == 0.5
+    information, accuracy = cluster.agreement(np.array([1, 1, 0]), np.array([0, 0, 1]))
+    assert (information, accuracy) == (pytest.approx(1.0), 1.0)
+
+
+@pytest.fixture(scope="module")
+def attention_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pixel-attention network with random weights."""
+    from core.checkpoint import model_state, save_checkpoint
+    from core.runtime import jt
+    from models.pass_net import PixelAttentionNet
+
+    jt.set_global_seed(5)
+    model = PixelAttentionNet("resnet18", hidden_mlp=8, feat_dim=4, prototypes=6)
+    folder = tmp_path_factory.mktemp("attention")
+    return save_checkpoint(folder, {"state_dict": model_state(model)})
+
+
+def photographs(folder: Path, count: int) -> None:
+    """Half of them red and flat, half of them blue and striped; another size each."""
+    rng = np.random.default_rng(4)
+    for index in range(count):
+        size = tuple(rng.integers(40, 70, 2))
+        pixels = np.zeros((*size, 3), np.uint8)
+        if index % 2:
+            pixels[..., 0] = 220
+        else:
+            pixels[:, ::4, 2] = 255
+        pixels += rng.integers(0, 20, pixels.shape, dtype=np.uint8)
+        path = folder / ("blue", "red")[index % 2] / f"image{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, attention_checkpoint: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    target = run.pixel_attention("resnet18") / "checkpoint.pth.tar"
+    target.parent.mkdir(parents=True)
+    target.write_bytes(attention_checkpoint.read_bytes())
+    return run
+
+
+def test_the_stage_writes_centres_and_lists_and_skips_a_finished_run(
+    tmp_path: Path, run_folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    photographs(data / "train", 10)
+    photographs(data / "validation", 4)
+    (data / "train" / "red" / "broken.png").write_bytes(b"not an image")
+    cluster.run(CONFIG, data, run_folder)
+
+    folder = run_folder.cluster("resnet18")
+    centres = np.load(folder / "centroids.npy")
+    assert centres.shape == (2, 512) and centres.dtype == np.float32
+    lines = (folder / "train_labeled.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == [
+        *(f"blue/image{index}.png" for index in (0, 2, 4, 6, 8)),
+        *(f"red/image{index}.png" for index in (1, 3, 5, 7, 9)),
+    ]
+    named = [line.rsplit(" ", 1) for line in lines]
+    assert {k for name, k in named if name.startswith("red")} | {
+        k for name, k in named if name.startswith("blue")
+    } == {"0", "1"}
+    assert len({k for name, k in named if name.startswith("red")}) == 1
+    assert len((folder / "val_labeled.txt").read_text().splitlines()) == 4
+    logged = capsys.readouterr().err
+    assert "broken.png" in logged and "accuracy 1.000" in logged
+
+    stamp = (folder / "centroids.npy").stat().st_mtime_ns
+    cluster.run(CONFIG, data, run_folder)
+    assert "already finished" in capsys.readouterr().err
+    assert (folder / "centroids.npy").stat().st_mtime_ns == stamp
+    cluster.run(replace(CONFIG, seed=CONFIG.seed + 1), data, run_folder)
+    assert (folder / "centroids.npy").stat().st_mtime_ns != stamp
+
+
+def test_fewer_images_than_clusters(tmp_path: Path, run_folder: RunFolder) -> None:
+    photographs(tmp_path / "data" / "train", 2)
+    with pytest.raises(UserError, match="2 images, fewer than the 3 clusters"):
+        cluster.run(replace(CONFIG, num_classes=3), tmp_path / "data", run_folder)
+    assert not run_folder.cluster("resnet18").exists()
+
+
+def test_a_checkpoint_of_another_trunk_is_refused(tmp_path: Path, run_folder: RunFolder) -> None:
+    photographs(tmp_path / "data" / "train", 4)
+    (run_folder.root / "resnet18").rename(run_folder.root / "resnet50")
+    with pytest.raises(UserError, match="is a resnet18, but resnet50 was asked for"):
+        cluster.run(replace(CONFIG, arch="resnet50"), tmp_path / "data", run_folder)

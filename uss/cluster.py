@@ -1,0 +1,237 @@
+"""Step 2.2: k-means of attended image features; the clusters stand for the classes from here on.
+
+The centres come from the training images alone; validation images are assigned to them. Class
+folders are read only to report how well the clusters agree with them, never to form them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core import log
+from core.data.datasets import EvalDataset
+from core.data.folders import ImageItem, list_images, split_folder
+from core.data.loader import Loader
+from core.errors import UserError
+from core.files import atomic_write, read_json, sha256_of, write_json
+from core.matching import match_single_labels
+from uss import products
+from uss.config import Config
+from uss.paths import RunFolder
+
+STAGE = "cluster"
+CENTROIDS = "centroids.npy"
+LISTS = {"train": "train_labeled.txt", "validation": "val_labeled.txt"}
+SETTINGS = "settings.json"
+_MAX_POINTS = 10_000_000  # of a centroid: every image counts, none is sampled away
+
+
+def run(config: Config, data: Path, run: RunFolder) -> None:
+    """Cluster the training images; writes centroids.npy (C, C4) float32 and the two lists.
+
+    A list has a line ``<class folder>/<file> k`` for each image, k counted from 0. A finished run
+    with the same settings is left alone.
+
+    Raises:
+        UserError: no pixel-attention checkpoint, or fewer images than clusters.
+    """
+    folder = run.cluster(config.arch)
+    checkpoint = products.pixel_attention(run, config.arch)
+    splits = {"train": list_images(split_folder(data, "train"))}
+    if (data / "validation").is_dir():
+        splits["validation"] = list_images(data / "validation")
+    if len(splits["train"]) < config.num_classes:
+        raise UserError(
+            f"{data / 'train'} has {len(splits['train'])} images, fewer than the "
+            f"{config.num_classes} clusters; add images or lower num_classes"
+        )
+    settings = _settings(config, checkpoint, splits)
+    if _finished(folder, settings, list(splits)):
+        log.info(STAGE, f"already finished with these settings: {folder}")
+    else:
+        _cluster(config, checkpoint, splits, folder)
+        write_json(folder / SETTINGS, settings)
+
+
+def kmeans(
+    features: np.ndarray, clusters: int, iterations: int, redo: int, seed: int
+) -> tuple[np.ndarray, float]:
+    """Euclidean k-means by faiss, on a GPU where faiss has one.
+
+    Args:
+        features: (N, D) float32, N >= clusters.
+        redo: number of starts, of which the best is kept.
+        seed: of the starts; the same seed gives the same centres.
+
+    Returns:
+        centres (clusters, D) float32, and the sum of squared distances of the features to theirs.
+    """
+    import faiss
+
+    features = np.ascontiguousarray(features, dtype=np.float32)
+    clustering = faiss.Clustering(features.shape[1], clusters)
+    clustering.niter, clustering.nredo, clustering.seed = iterations, redo, seed
+    clustering.max_points_per_centroid = _MAX_POINTS
+    clustering.min_points_per_centroid = 1
+    clustering.train(features, _flat_index(features.shape[1]))
+    centres = faiss.vector_to_array(clustering.centroids).reshape(clusters, -1)
+    stats = clustering.iteration_stats
+    objective = min(stats.at(index).obj for index in range(stats.size()))
+    return centres.copy(), float(objective)
+
+
+def assign(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """(N,) int64: nearest centre of each feature (N, D), Euclidean."""
+    index = _flat_index(centres.shape[1])
+    index.add(np.ascontiguousarray(centres, dtype=np.float32))
+    _, nearest = index.search(np.ascontiguousarray(features, dtype=np.float32), 1)
+    return nearest[:, 0]
+
+
+def unit_rows(features: np.ndarray) -> np.ndarray:
+    """Rows divided by their Euclidean length; the small constant keeps an all-zero row finite."""
+    return features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)
+
+
+def agreement(clusters: np.ndarray, classes: np.ndarray) -> tuple[float, float]:
+    """How well clusters (N,) fit classes (N,), both counted from 0.
+
+    Returns:
+        normalised mutual information (0..1, arithmetic mean of the entropies), and the accuracy
+        under the best one-to-one naming of clusters.
+    """
+    size = int(max(clusters.max(), classes.max())) + 1
+    joint = np.zeros((size, size))
+    np.add.at(joint, (clusters, classes), 1)
+    _, accuracy = match_single_labels(clusters, classes, size)
+    share = joint / len(clusters)
+    entropies = [_entropy(share.sum(axis=axis)) for axis in (0, 1)]
+    mutual = sum(entropies) - _entropy(share.ravel())
+    mean = sum(entropies) / 2
+    return (mutual / mean if mean > 0 else 1.0), accuracy
+
+
+def _entropy(shares: np.ndarray) -> float:
+    shares = shares[shares > 0]
+    return float(-(shares * np.log(shares)).sum())
+
+
+def _flat_index(width: int) -> Any:
+    import faiss
+
+    index = faiss.IndexFlatL2(width)
+    if faiss.get_num_gpus() > 0:
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    return index
+
+
+def _settings(
+    config: Config, checkpoint: Path, splits: dict[str, list[ImageItem]]
+) -> dict[str, Any]:
+    """Everything that decides the result."""
+    return {
+        "cluster": asdict(config.cluster),
+        "num_classes": config.num_classes,
+        "seed": config.seed,
+        "attention_threshold": config.pixel_attention.threshold,
+        "checkpoint_sha256": sha256_of(checkpoint),
+        "images": {split: len(items) for split, items in splits.items()},
+    }
+
+
+def _finished(folder: Path, settings: dict[str, Any], splits: list[str]) -> bool:
+    names = [CENTROIDS, SETTINGS, *(LISTS[split] for split in splits)]
+    if not all((folder / name).is_file() for name in names):
+        return False
+    return read_json(folder / SETTINGS, "the settings of a clustering") == settings
+
+
+def _cluster(
+    config: Config, checkpoint: Path, splits: dict[str, list[ImageItem]], folder: Path
+) -> None:
+    from uss.networks import load_pixel_attention
+
+    model = load_pixel_attention(checkpoint, config.arch)
+    # An older result must not count as finished while its files are being replaced.
+    (folder / SETTINGS).unlink(missing_ok=True)
+    centres = None
+    for split, items in splits.items():
+        features, kept = _features(config, model, split, items)
+        if centres is None:
+            if len(features) < config.num_classes:
+                raise UserError(
+                    f"only {len(features)} images of {split} can be read, fewer than the "
+                    f"{config.num_classes} clusters; mend the images named above"
+                )
+            log.info(STAGE, f"k-means of {len(features)} images into {config.num_classes}")
+            centres, objective = kmeans(
+                features,
+                config.num_classes,
+                config.cluster.iterations,
+                config.cluster.redo,
+                config.seed,
+            )
+            log.info(STAGE, f"sum of squared distances {objective:.4f}")
+            with atomic_write(folder / CENTROIDS) as file:
+                np.save(file, centres)
+        clusters = assign(features, centres)
+        _write_list(folder / LISTS[split], kept, clusters)
+        _report(split, kept, clusters)
+
+
+def _features(
+    config: Config, model: Any, split: str, items: list[ImageItem]
+) -> tuple[np.ndarray, list[ImageItem]]:
+    """Unit features (N, C4) of the readable images and those images, in their order."""
+    from core.runtime import jt
+
+    dataset = EvalDataset(items, resize=config.cluster.resize, crop=config.cluster.crop)
+    loader = Loader(
+        dataset,
+        config.cluster.batch_size,
+        config.seed,
+        config.workers,
+        drop_last=False,
+        shuffle=False,
+    )
+    rows: dict[int, np.ndarray] = {}
+    title = f"{STAGE} {split}"
+    for images, indices in log.progress(loader.epoch(0), title, loader.steps, unit="batch"):
+        with jt.no_grad():
+            feature = model.cluster_feature(jt.array(images), config.pixel_attention.threshold)
+        # By index: where the loader let the next image stand in for a broken one, that one counts
+        # once.
+        rows.update(zip(indices.tolist(), feature.numpy()))
+    if loader.broken:
+        log.warn(STAGE, f"{len(loader.broken)} broken images of {split} were left out")
+    order = sorted(rows)
+    return unit_rows(np.stack([rows[index] for index in order])), [items[i] for i in order]
+
+
+def _write_list(path: Path, items: Sequence[ImageItem], clusters: np.ndarray) -> None:
+    with atomic_write(path, "w") as file:
+        for item, cluster in zip(items, clusters):
+            name = item.path.name
+            prefix = item.path.parent.name + "/" if "/" in item.key else ""
+            file.write(f"{prefix}{name} {cluster}\n")
+
+
+def _report(split: str, items: Sequence[ImageItem], clusters: np.ndarray) -> None:
+    """Log cluster sizes and, where there are class folders, the agreement with them."""
+    sizes = np.bincount(clusters)
+    log.info(STAGE, f"{split}: {len(items)} images, clusters of {sizes.min()} to {sizes.max()}")
+    folders = sorted({item.key.rpartition("/")[0] for item in items})
+    if folders == [""]:
+        return
+    classes = np.array([folders.index(item.key.rpartition("/")[0]) for item in items])
+    information, accuracy = agreement(clusters, classes)
+    log.info(
+        STAGE,
+        f"{split}: agreement with the class folders (for information only): "
+        f"NMI {information:.3f}, accuracy {accuracy:.3f}",
+    )

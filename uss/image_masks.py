@@ -1,0 +1,139 @@
+"""Class-agnostic masks of images, by SAM or by superpixels, kept on disk and computed at most once.
+
+Nothing heavy happens before it is needed: SAM is loaded at the first image whose masks are not in
+the store, and an image is encoded only for masks that are missing or for a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from core import log
+from core.errors import UserError
+from sam import masks as sam_masks
+from sam.mask_store import MaskStore
+from uss.config import Masks
+from uss.weights import SamWeights, find_sam, sam_at
+
+SOURCES = ("sam", "superpixels")
+
+
+class MaskSource(Protocol):
+    """What makes masks; two sources with one fingerprint make the same ones."""
+
+    fingerprint: dict[str, Any]
+
+    def generate(self, rgb: np.ndarray) -> list[sam_masks.Record]:
+        """All masks of a uint8 RGB image (H, W, 3)."""
+
+    def prompt(self, rgb: np.ndarray, points_xy: np.ndarray, signs: np.ndarray) -> np.ndarray:
+        """One mask (H, W) bool for points (n, 2) in pixels, (x, y), and signs (n,) 1 or 0."""
+
+
+def mask_source(config: Masks, sam_path: Path | None = None) -> MaskSource:
+    """The source that ``config.source`` names.
+
+    Args:
+        sam_path: SAM checkpoint; None looks for one where ``uss.weights`` keeps them.
+
+    Raises:
+        UserError: an unknown source, or no SAM weights.
+    """
+    if config.source == "superpixels":
+        log.warn("masks", "superpixels stand in for SAM's masks: they follow colours, not objects")
+        return SuperpixelSource(config)
+    if config.source == "sam":
+        return SamSource(config, find_sam() if sam_path is None else sam_at(sam_path))
+    raise UserError(f"masks.source must be one of {', '.join(SOURCES)}, not {config.source!r}")
+
+
+class ImageMasks:
+    """Masks of the images of one split, each made once and then read from its store in
+    ``folder``.
+    """
+
+    def __init__(self, source: MaskSource, folder: Path) -> None:
+        self.source = source
+        self.store = MaskStore(folder, source.fingerprint)
+
+    def masks(self, key: str, rgb: np.ndarray) -> Iterator[np.ndarray]:
+        """Masks (H, W) bool of the uint8 RGB image (H, W, 3) with this key, largest first."""
+        records = self.store.get(key)
+        # The key may have been another image before: masks of another size cannot be this one's.
+        if records is None or any(_size(record) != rgb.shape[:2] for record in records):
+            records = self.source.generate(rgb)
+            self.store.put(key, records)
+        return largest_first(records)
+
+
+def largest_first(records: list[sam_masks.Record]) -> Iterator[np.ndarray]:
+    """The masks of records as (H, W) bool, largest first, decoded one at a time; empty ones go."""
+    sizes = np.array([sam_masks.area(record["segmentation"]) for record in records], np.int64)
+    for index in np.argsort(-sizes, kind="stable"):
+        if sizes[index]:
+            yield sam_masks.decode(records[index]["segmentation"])
+
+
+class SamSource:
+    """SAM's automatic mask generator, and SAM's answer to prompts."""
+
+    def __init__(self, config: Masks, weights: SamWeights) -> None:
+        self._settings = asdict(config)
+        del self._settings["source"]
+        self._weights = weights
+        # How many points are decoded at once changes memory, never a mask.
+        settings = {key: v for key, v in self._settings.items() if key != "points_per_batch"}
+        self.fingerprint = {"weights": weights.fingerprint(), "generator": settings}
+        self._loaded: Any = None
+
+    def generate(self, rgb: np.ndarray) -> list[sam_masks.Record]:
+        return self._generator().generate(rgb)
+
+    def prompt(self, rgb: np.ndarray, points_xy: np.ndarray, signs: np.ndarray) -> np.ndarray:
+        predictor = self._generator().predictor
+        predictor.set_image(rgb)
+        masks, _, _ = predictor.predict(points_xy, signs, multimask_output=False)
+        predictor.reset_image()
+        return masks[0]
+
+    def _generator(self) -> Any:
+        if self._loaded is None:
+            from sam import SamAutomaticMaskGenerator, sam_model_registry
+
+            model = sam_model_registry[self._weights.model](checkpoint=self._weights.path)
+            self._loaded = SamAutomaticMaskGenerator(
+                model, output_mode="coco_rle", **self._settings
+            )
+        return self._loaded
+
+
+class SuperpixelSource:
+    """Superpixels at several scales, for machines that can get no SAM weights."""
+
+    def __init__(self, config: Masks) -> None:
+        from sam.superpixels import SuperpixelMaskGenerator
+
+        self._generator = SuperpixelMaskGenerator(min_area=config.min_mask_region_area)
+        self.fingerprint = self._generator.settings
+
+    def generate(self, rgb: np.ndarray) -> list[sam_masks.Record]:
+        return self._generator.generate(rgb)
+
+    def prompt(self, rgb: np.ndarray, points_xy: np.ndarray, signs: np.ndarray) -> np.ndarray:
+        """Union of the superpixels that hold a positive point and no negative one."""
+        columns, rows = points_xy.astype(int).T
+        union = np.zeros(rgb.shape[:2], dtype=bool)
+        for mask in largest_first(self.generate(rgb)):
+            hit = mask[rows, columns]
+            if hit[signs == 1].any() and not hit[signs == 0].any():
+                union |= mask
+        return union
+
+
+def _size(record: sam_masks.Record) -> tuple[int, ...]:
+    return tuple(record["segmentation"]["size"])

@@ -1,0 +1,125 @@
+"""Networks of finished stages for inference: what a checkpoint holds is read from the checkpoint
+itself.
+
+A checkpoint of another trunk, class count or stage ends in a :class:`UserError` before anything
+runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.checkpoint import load_state
+from core.data import crops
+from core.errors import UserError
+from core.torch_reader import state_dict_of
+
+State = Mapping[str, np.ndarray]
+
+# The 3x3 block of ResNet18 has two convolutions, the bottleneck of ResNet50 three.
+_BOTTLENECK_KEY = "layer1.0.conv3.weight"
+_TRUNK_KEY = "layer4.0.conv1.weight"
+_PLAIN_KEY = "last_layer.weight"
+_UPERNET_KEY = "last_layer.conv_seg.weight"
+# What training needs and inference does not; a published file may lack it.
+_TRAINING_ONLY = ("projection_head.", "prototypes.")
+_HEAD_KEYS = ("projection_head.0.weight", "projection_head.3.weight", "prototypes.weight")
+
+
+def arch_of(state: State, path: Path) -> str:
+    """Trunk of a state dict, "resnet18" or "resnet50".
+
+    Raises:
+        UserError: no trunk in it; ``path`` names the file.
+    """
+    if _TRUNK_KEY not in state:
+        raise UserError(
+            f"{path}: expected a network with a ResNet trunk, but {_TRUNK_KEY} is not in it; "
+            "is this another kind of checkpoint?"
+        )
+    return "resnet50" if _BOTTLENECK_KEY in state else "resnet18"
+
+
+def load_pixel_attention(path: Path, arch: str) -> Any:
+    """``models.pass_net.PixelAttentionNet`` of a checkpoint, in eval mode.
+
+    Raises:
+        UserError: not a checkpoint of step 2.1, or one of another trunk than ``arch``.
+    """
+    from models.pass_net import PixelAttentionNet
+
+    state = state_dict_of(path)
+    _check_arch(arch_of(state, path), arch, path)
+    if "fbg.threshold" not in state:
+        raise UserError(
+            f"{path}: expected a pixel-attention network, but there is no attention (fbg) in it; "
+            "give the checkpoint of the pixel_attention stage"
+        )
+    # The head is built as wide as the file has it, so that a file with another head still loads.
+    widths = [_rows(state, key) for key in _HEAD_KEYS]
+    model = PixelAttentionNet(arch, *widths)
+    load_state(model, state, str(path), missing_ok=_TRAINING_ONLY)
+    model.eval()
+    return model
+
+
+def load_segmenter(path: Path, arch: str | None = None, num_classes: int | None = None) -> Any:
+    """The fine-tuned network of a checkpoint, in eval mode, with ``.arch`` and ``.num_classes``.
+
+    Trunk, head (UPerNet or the plain 1x1 convolution) and class count come from the checkpoint.
+
+    Args:
+        path: any checkpoint file that ``core.torch_reader`` reads.
+        arch, num_classes: what the user asked for, checked against the file; None takes any.
+
+    Raises:
+        UserError: not a segmentation checkpoint, or not the trunk or class count asked for.
+    """
+    from models.pass_net import PlainSegmenter
+    from models.upernet import UPerNet
+
+    state = state_dict_of(path)
+    found_arch = arch_of(state, path)
+    if arch is not None:
+        _check_arch(found_arch, arch, path)
+    key = _UPERNET_KEY if _UPERNET_KEY in state else _PLAIN_KEY
+    if key not in state:
+        raise UserError(
+            f"{path}: expected a fine-tuned segmenter, but neither {_UPERNET_KEY} nor {_PLAIN_KEY} "
+            "is in it; give the checkpoint that train_4.sh makes"
+        )
+    found_classes = _rows(state, key) - 1
+    if num_classes is not None and found_classes != num_classes:
+        raise UserError(
+            f"{path}: its head has {found_classes} classes, but {num_classes} were asked for; "
+            f"pass --num-classes {found_classes} or another checkpoint"
+        )
+    model = (UPerNet if key == _UPERNET_KEY else PlainSegmenter)(found_arch, found_classes)
+    load_state(model, state, str(path))
+    model.eval()
+    return model
+
+
+def network_input(rgb: np.ndarray, resize: int, square: bool = False) -> np.ndarray:
+    """float32 (1, 3, h, w) of a uint8 RGB image: shorter side (or both) to ``resize``,
+    normalised.
+    """
+    scaled = crops.resize_square(rgb, resize) if square else crops.resize_short_side(rgb, resize)
+    return crops.normalise(scaled)[None]
+
+
+def _check_arch(found: str, wanted: str, path: Path) -> None:
+    if found != wanted:
+        raise UserError(
+            f"{path}: its trunk is a {found}, but {wanted} was asked for; "
+            f"choose {found} or another checkpoint"
+        )
+
+
+def _rows(state: State, key: str) -> int:
+    """Outputs of a layer; 1 where the file does not have it."""
+    return int(state[key].shape[0]) if key in state else 1

@@ -1,0 +1,274 @@
+"""Steps 2.3 and 2.4: pseudo labels, averaged over SAM's masks.
+
+Each mask takes the cluster whose centre is nearest to its mean feature, and the mean attention
+inside it decides whether it counts as foreground. The threshold for that is the one that gives
+the validation split its best mIoU: the only place where the pipeline looks at ground truth, and
+it looks at masks of the validation split only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from core import distributed, log
+from core.data.folders import ImageItem, list_images, mask_path, split_folder
+from core.data.images import load_rgb
+from core.errors import UserError
+from core.files import atomic_write, read_json, sha256_of, write_json
+from core.labels import load_label, save_label
+from core.threshold_curve import ThresholdCurve, hundredths
+from core.worklist import Worklist, is_whole_label, named
+from uss import products
+from uss.config import Config
+from uss.image_masks import ImageMasks, MaskSource, mask_source
+from uss.mask_average import LevelledLabel, label_from_masks
+from uss.networks import load_pixel_attention, network_input
+from uss.paths import RunFolder
+
+STAGE = "pseudo labels"
+_HUNDREDTHS = np.array(hundredths(0, 100), dtype=np.float32)
+_UNCOVERED = ("pixels", "background")
+
+
+def run(config: Config, data: Path, run: RunFolder) -> None:
+    """Choose the threshold on the validation split, then label the training split with it.
+
+    Writes ``run.threshold`` and ``run.pseudo_labels("train")/<key>.png``, of each training
+    image's own size; both parts continue where an earlier run with the same settings stopped. A
+    broken image is named, left out and counted.
+
+    Raises:
+        UserError: a missing product, or products that do not fit each other or the configuration;
+            no validation masks while ``pseudo_labels.threshold`` is not set.
+    """
+    if config.pseudo_labels.uncovered not in _UNCOVERED:
+        raise UserError(
+            f"pseudo_labels.uncovered must be one of {', '.join(_UNCOVERED)}, "
+            f"not {config.pseudo_labels.uncovered!r}"
+        )
+    checkpoint = products.pixel_attention(run, config.arch)
+    centroids = products.centroids(run, config.arch)
+    train = list_images(split_folder(data, "train"))
+    sweep = config.pseudo_labels.threshold < 0
+    validation = _validation_items(data) if sweep else []
+    labeller = Labeller(config, checkpoint, centroids)
+    source = mask_source(config.masks)
+    if sweep:
+        threshold = _sweep(config, data, run, labeller, source, validation)
+    else:
+        threshold = config.pseudo_labels.threshold
+        if distributed.is_main():
+            write_json(run.threshold, {"threshold": threshold, "chosen_by": "setting"})
+    _label_train(run, labeller, source, train, threshold)
+
+
+class Labeller:
+    """Labels of images by the features of the pixel-attention network and the cluster centres.
+
+    Args:
+        checkpoint: of the pixel-attention network, of trunk ``config.arch``.
+        centroids: (C, C4) float array file, C = ``config.num_classes``.
+
+    Raises:
+        UserError: the files do not fit each other or ``config``.
+    """
+
+    def __init__(self, config: Config, checkpoint: Path, centroids: Path) -> None:
+        self._resize = config.pseudo_labels.resize
+        self._uncovered = config.pseudo_labels.uncovered
+        self._model = load_pixel_attention(checkpoint, config.arch)
+        self._centres = load_centroids(centroids, config.num_classes, self._model.channels[3])
+        #: Everything that decides a label, except for the masks; JSON serialisable.
+        self.settings = {
+            "checkpoint_sha256": sha256_of(checkpoint),
+            "centroids_sha256": sha256_of(centroids),
+            "resize": self._resize,
+            "uncovered": self._uncovered,
+        }
+
+    def label(self, item: ImageItem, masks: ImageMasks) -> LevelledLabel:
+        """Label and attention level of each pixel of an image, at its own size.
+
+        Raises:
+            UserError: the image cannot be read.
+        """
+        rgb = load_rgb(item.path)
+        scores, attention = self._scores_and_attention(rgb)
+        return label_from_masks(
+            scores, attention, masks.masks(item.key, rgb), rgb.shape[:2], self._uncovered
+        )
+
+    def _scores_and_attention(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cosine to each centre (C, h, w) and mean attention (h, w), float32, on the feature
+        grid.
+        """
+        from core.layers import l2_normalise
+        from core.runtime import jt
+
+        with jt.no_grad():
+            features, attention = self._model.features(jt.array(network_input(rgb, self._resize)))
+            unit = l2_normalise(features).numpy()[0]
+            mean_attention = attention.mean(1).numpy()[0]
+        scores = self._centres @ unit.reshape(len(unit), -1)
+        return scores.reshape(-1, *unit.shape[1:]), mean_attention
+
+
+def load_centroids(path: Path, num_classes: int, channels: int) -> np.ndarray:
+    """Cluster centres (num_classes, channels) float32 with unit rows.
+
+    Raises:
+        UserError: not such an array; says which of class count and width does not fit.
+    """
+    try:
+        centres = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"expected cluster centres (.npy) at {path}: {error}") from error
+    if not isinstance(centres, np.ndarray) or centres.ndim != 2:
+        raise UserError(f"expected cluster centres (clusters, channels) in {path}")
+    if len(centres) != num_classes:
+        raise UserError(
+            f"{path} has {len(centres)} cluster centres, but num_classes is {num_classes}; "
+            f"use --set num_classes={len(centres)} or cluster again"
+        )
+    if centres.shape[1] != channels:
+        raise UserError(
+            f"{path} has centres of {centres.shape[1]} channels, but the network's features have "
+            f"{channels}; both must come from the same trunk"
+        )
+    lengths = np.linalg.norm(centres, axis=1, keepdims=True)
+    return (centres / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def _validation_items(data: Path) -> list[ImageItem]:
+    """The validation images, each of which has a ground-truth mask."""
+    advice = "set the threshold by hand: --set pseudo_labels.threshold=0.35"
+    if not (data / "validation").is_dir() or not (data / "validation-segmentation").is_dir():
+        raise UserError(
+            f"{data} has no validation/ with validation-segmentation/, on which the threshold is "
+            f"chosen; {advice}"
+        )
+    items = list_images(data / "validation")
+    missing = [i.key for i in items if not mask_path(data, "validation", i.key).is_file()]
+    if missing:
+        raise UserError(
+            f"{data / 'validation-segmentation'} lacks the masks of {named(missing)}; add them or "
+            f"{advice}"
+        )
+    return items
+
+
+def _sweep(
+    config: Config,
+    data: Path,
+    run: RunFolder,
+    labeller: Labeller,
+    source: MaskSource,
+    items: list[ImageItem],
+) -> float:
+    """Label the validation split without threshold, then take the threshold of highest mIoU."""
+    masks = ImageMasks(source, run.masks("validation"))
+    settings = {**labeller.settings, "masks": source.fingerprint}
+    work = Worklist(run.pseudo_labels("validation"), settings, suffix=".npz")
+
+    def label(item: ImageItem, path: Path) -> None:
+        _save_levels(path, labeller.label(item, masks))
+
+    work.run(items, label, f"{STAGE} validation")
+    distributed.barrier()
+    if distributed.is_main():
+        _choose_threshold(config, data, run, work, items)
+    distributed.barrier()
+    return float(read_json(run.threshold, "the threshold that the sweep chose")["threshold"])
+
+
+def _choose_threshold(
+    config: Config, data: Path, run: RunFolder, work: Worklist, items: list[ImageItem]
+) -> None:
+    done = _finished(work, items, "validation")
+    settings = config.pseudo_labels
+    first, last = round(settings.min_threshold * 100), round(settings.max_threshold * 100)
+    curve = ThresholdCurve(config.num_classes, hundredths(first, last))
+    for item in log.progress(done, f"{STAGE} sweep"):
+        truth_path = mask_path(data, "validation", item.key)
+        levelled = _load_levels(work.path_of(item))
+        try:
+            curve.update(levelled.label, levelled.level, load_label(truth_path))
+        except UserError as error:
+            raise UserError(f"{truth_path}: {error}") from error
+    best = curve.best()
+    write_json(
+        run.threshold,
+        {
+            "threshold": best.threshold,
+            "miou": best.miou,
+            "curve": [[point.threshold, point.miou] for point in curve.points()],
+            "chosen_by": "validation masks",
+            "images": len(done),
+            "arch": config.arch,
+        },
+    )
+    log.info(
+        STAGE,
+        f"threshold {best.threshold:.2f} gives the validation masks their best mIoU, "
+        f"{100 * best.miou:.1f}",
+    )
+
+
+def _label_train(
+    run: RunFolder,
+    labeller: Labeller,
+    source: MaskSource,
+    items: list[ImageItem],
+    threshold: float,
+) -> None:
+    masks = ImageMasks(source, run.masks("train"))
+    settings = {**labeller.settings, "masks": source.fingerprint, "threshold": threshold}
+    work = Worklist(run.pseudo_labels("train"), settings)
+
+    def label(item: ImageItem, path: Path) -> None:
+        save_label(path, labeller.label(item, masks).at(threshold))
+
+    work.run(items, label, f"{STAGE} train", is_whole_label)
+    distributed.barrier()
+    if distributed.is_main():
+        done = _finished(work, items, "train")
+        log.info(STAGE, f"{len(done)} labels of train at threshold {threshold:.2f}: {work.folder}")
+
+
+def _finished(work: Worklist, items: list[ImageItem], split: str) -> list[ImageItem]:
+    """The items that have a result; those without are named, and it is an error if none has.
+
+    Called after a barrier; the tasks of a SLURM array have none, so there every item must be
+    finished.
+    """
+    pending = {item.key for item in work.pending(items)}
+    done = [item for item in items if item.key not in pending]
+    in_array = distributed.world_size() == 1 and len(distributed.share(items)) < len(items)
+    if in_array and pending:
+        raise UserError(
+            f"{len(pending)} images of {split} are not labelled yet ({named(sorted(pending))}); "
+            "when all tasks of the array have ended, run the same command once outside an array"
+        )
+    if pending:
+        log.warn(STAGE, f"{len(pending)} images of {split} have no label: {named(sorted(pending))}")
+    if not done:
+        raise UserError(f"none of the {len(items)} images of {split} could be labelled; see above")
+    return done
+
+
+def _save_levels(path: Path, levelled: LevelledLabel) -> None:
+    """Keep a label with its level in hundredths, rounded down: all that a sweep in hundredths
+    needs.
+    """
+    steps = np.searchsorted(_HUNDREDTHS, levelled.level, side="right") - 1
+    with atomic_write(path) as file:
+        np.savez_compressed(
+            file, label=levelled.label.astype(np.uint16), hundredths=steps.astype(np.uint8)
+        )
+
+
+def _load_levels(path: Path) -> LevelledLabel:
+    with np.load(path, allow_pickle=False) as file:
+        return LevelledLabel(file["label"].astype(np.int32), _HUNDREDTHS[file["hundredths"]])
