@@ -1,7 +1,7 @@
 """Label maps and their PNG form: red + 256 * green is the id of a pixel, blue is 0.
 
-Masks, pseudo labels and predictions of ImageNet-S all use this encoding. 0 is background (or another
-class), 1..C are ids, 1000 is ignored.
+Masks, pseudo labels and predictions of ImageNet-S all use this encoding. 0 is background (or
+another class), 1..C are ids, 1000 is ignored.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from core.files import atomic_write
 IGNORE = 1000
 MAX_ID = 0xFFFF
 
-# Level 1 is twice as fast as the default and costs label maps, which are mostly runs, next to nothing.
+# Level 1 is twice as fast as the default and costs label maps, which are mostly runs, next to
+# nothing.
 _PNG_LEVEL = 1
-# Modes in which an optimiser may have stored an RGB mask without loss; any other is not a label map.
+# Modes in which an optimiser may have stored an RGB mask without loss; any other is not a label
+# map.
 _LOSSLESS_MODES = ("RGB", "RGBA", "P", "L", "1")
 
 
@@ -76,7 +78,8 @@ def load_label(path: Path) -> np.ndarray:
     """int32 label map (H, W) of a PNG file.
 
     Raises:
-        UserError: missing, unreadable or truncated file, or one that is no label map; names the file.
+        UserError: missing, unreadable or truncated file, or one that is no label map; names the
+            file.
     """
     with opened(path, "label map") as image:
         if image.format != "PNG" or image.mode not in _LOSSLESS_MODES:

@@ -1,7 +1,8 @@
-"""Resizing, normalisation and the random crops of training, with the semantics of PIL-based torchvision.
+"""Resizing, normalisation and random crops, with the semantics of PIL-based torchvision.
 
-Images are uint8 RGB (H, W, 3); networks get float32 (3, h, w). PIL's bilinear filter widens with the factor
-when it shrinks, so it does not alias. All randomness comes from the generator that the caller passes.
+Images are uint8 RGB (H, W, 3); networks get float32 (3, h, w). PIL's bilinear filter widens with
+the factor when it shrinks, so it does not alias. All randomness comes from the generator that the
+caller passes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _BLUR, _BLUR_RADIUS = 0.5, (0.1, 2.0)
 
 
 class Placement(NamedTuple):
-    """Where a crop lies in its image (pixels), and whether it was mirrored left to right afterwards."""
+    """Where a crop lies in its image (pixels), and whether it was mirrored afterwards."""
 
     left: int
     top: int
@@ -60,7 +61,7 @@ def resize(rgb: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def resize_short_side(rgb: np.ndarray, size: int) -> np.ndarray:
-    """uint8 RGB with its shorter side brought to ``size``, aspect kept (the longer side rounds down)."""
+    """uint8 RGB with its shorter side at ``size``, aspect kept (other side rounded down)."""
     height, width = rgb.shape[:2]
     if width <= height:
         return resize(rgb, (int(size * height / width), size))
@@ -73,7 +74,7 @@ def resize_square(rgb: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize_nearest(label: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """A label map (H, W) of any dtype resized to (height, width): each pixel takes the value at its centre."""
+    """A label map (H, W) resized to (height, width): each pixel takes the value at its centre."""
     if label.shape == size_hw:
         return label
     rows = _nearest_indices(label.shape[0], size_hw[0])
@@ -82,7 +83,7 @@ def resize_nearest(label: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def center_crop(rgb: np.ndarray, size: int) -> np.ndarray:
-    """The central (size, size) of an image; a smaller image is first padded with black on both sides."""
+    """The central (size, size) of an image; a smaller one is first padded with black all round."""
     missing = [max(size - extent, 0) for extent in rgb.shape[:2]]
     if any(missing):
         pads = [(pad // 2, (pad + 1) // 2) for pad in missing]
@@ -94,12 +95,13 @@ def center_crop(rgb: np.ndarray, size: int) -> np.ndarray:
 class MultiCrop:
     """Random views of one image for self-supervised training (PASS, section on multi-crop).
 
-    A view is a random resized crop (aspect 3/4..4/3), mirrored at .5, colour-jittered (.8, .8, .8, .2 in
-    random order) at .8, made gray at .2, blurred (Gaussian radius .1..2) at .5, and normalised with the
-    pretraining std.
+    A view is a random resized crop (aspect 3/4..4/3), mirrored at .5, colour-jittered (.8, .8, .8,
+    .2 in random order) at .8, made gray at .2, blurred (Gaussian radius .1..2) at .5, and
+    normalised with the pretraining std.
 
     Args:
-        sizes: side of the square views of each group, in pixels; the first group needs at least two views.
+        sizes: side of the square views of each group, in pixels; the first group needs at least two
+            views.
         counts: number of views of each group.
         min_scales, max_scales: area of the crop relative to the image, for each group.
     """
@@ -114,7 +116,7 @@ class MultiCrop:
         lengths = {len(sizes), len(counts), len(min_scales), len(max_scales)}
         if len(lengths) != 1 or not counts or counts[0] < 2:
             raise UserError(
-                "crop sizes, counts, min_scales and max_scales need one value for each group of crops, "
+                "crop sizes, counts, min_scales and max_scales need one value for each group, "
                 f"and two crops in the first; got {sizes}, {counts}, {min_scales}, {max_scales}"
             )
         for low, high in zip(min_scales, max_scales):
@@ -157,16 +159,14 @@ class JointCrop:
     def __call__(
         self, rgb: np.ndarray, label: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(float32 (3, size, size), int32 (size, size)) of uint8 RGB (H, W, 3) and a label map (H, W)."""
+        """(float32 (3, size, size), int32 (size, size)) of RGB (H, W, 3) and label map (H, W)."""
         if label.shape != rgb.shape[:2]:
             raise ValueError(f"label map {label.shape} does not fit the image {rgb.shape[:2]}")
         box = random_box(rgb.shape[0], rgb.shape[1], self.min_scale, 1.0, rng)
         flipped = bool(rng.random() < _FLIP)
         image = np.asarray(_cut(rgb, box, self.size, flipped))
         left, top, width, height = box
-        cut = resize_nearest(
-            label[top : top + height, left : left + width], (self.size, self.size)
-        )
+        cut = resize_nearest(label[top : top + height, left : left + width], (self.size, self.size))
         if flipped:
             cut = cut[:, ::-1]
         return normalise(image), np.ascontiguousarray(cut, dtype=np.int32)
@@ -203,12 +203,13 @@ def correspondence_grids(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sampling grids that meet at the same image points in two crops.
 
-    A lattice of ``size`` x ``size`` points spans the overlap of both crops, edges included; its points are
-    given in each crop's own coordinates, -1..1 from edge to edge, mirrored where the crop was.
+    A lattice of ``size`` x ``size`` points spans the overlap of both crops, edges included; its
+    points are given in each crop's own coordinates, -1..1 from edge to edge, mirrored where the
+    crop was.
 
     Returns:
-        (gridq, gridk): float32 (size, size, 2), x first; -2 everywhere where the crops do not overlap, so that
-        sampling with zero padding yields zeros.
+        (gridq, gridk): float32 (size, size, 2), x first; -2 everywhere where the crops do not
+        overlap, so that sampling with zero padding yields zeros.
     """
     left = max(view_q.left, view_k.left)
     top = max(view_q.top, view_k.top)
@@ -235,9 +236,7 @@ def _nearest_indices(extent: int, size: int) -> np.ndarray:
     return (2 * np.arange(size) + 1) * extent // (2 * size)
 
 
-def _cut(
-    rgb: np.ndarray, box: tuple[int, int, int, int], size: int, flipped: bool
-) -> Image.Image:
+def _cut(rgb: np.ndarray, box: tuple[int, int, int, int], size: int, flipped: bool) -> Image.Image:
     """The crop at (left, top, width, height) as a square view."""
     left, top, width, height = box
     # Cut before resizing: the filter must not see pixels outside the crop.
@@ -258,7 +257,7 @@ def _distort(view: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _jitter(view: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and saturation by factors .2..1.8, hue by -.2..+.2 of a turn, in random order."""
+    """Brightness, contrast, saturation by factors .2..1.8, hue by up to .2 turns; random order."""
     factors = rng.uniform(1 - _JITTER_STRENGTH, 1 + _JITTER_STRENGTH, 3)
     turn = float(rng.uniform(-_HUE, _HUE))
     for step in rng.permutation(4):
@@ -275,13 +274,13 @@ def _jitter(view: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _blend_table(base: int, factor: float) -> list[int]:
-    """For each level, what PIL's Brightness (base 0) and Contrast (base mean gray) make of it, but faster."""
+    """What PIL's Brightness (base 0) and Contrast (base mean gray) make of each level; faster."""
     levels = np.float32(base) + np.float32(factor) * (np.arange(256, dtype=np.float32) - base)
     return np.clip(levels, 0, 255).astype(np.uint8).tolist()
 
 
 def shift_hue(view: Image.Image, turn: float) -> Image.Image:
-    """An RGB image with its hue moved by ``turn`` (-.5..+.5 of the colour circle), on PIL's 256 hue steps."""
+    """An RGB image with its hue moved by ``turn`` (-.5..+.5), on PIL's 256 hue steps."""
     hue, saturation, value = view.convert("HSV").split()
     step = int(turn * 255)
     hue = hue.point([(level + step) % 256 for level in range(256)])

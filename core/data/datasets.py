@@ -1,6 +1,7 @@
-"""Data sets of the stages: what one sample is. :class:`core.data.loader.Loader` makes batches of them.
+"""Data sets of the stages: what one sample is; :mod:`core.data.loader` makes batches of them.
 
-Each has ``len``, ``get(index, rng)`` -> tuple of arrays of fixed shapes, and ``path(index)``, the image file.
+Each has ``len``, ``get(index, rng)`` -> tuple of arrays of fixed shapes, and ``path(index)``, the
+image file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ImageDataset:
 
 
 class MultiCropDataset(ImageDataset):
-    """Views of an image for steps 1 and 2.1; arguments after ``items`` as in :class:`core.data.crops.MultiCrop`."""
+    """Views of an image for steps 1 and 2.1; arguments as in :class:`core.data.crops.MultiCrop`."""
 
     def __init__(
         self,
@@ -47,14 +48,15 @@ class MultiCropDataset(ImageDataset):
     def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """(one float32 (3, size, size) for each view in group order, gridq, gridk).
 
-        The grids, float32 (7, 7, 2), tie the first two views: :func:`core.data.crops.correspondence_grids`.
+        The grids, float32 (7, 7, 2), tie the first two views:
+        :func:`core.data.crops.correspondence_grids`.
         """
         views, (first, second) = self.multi_crop(load_rgb(self.path(index)), rng)
         return (*views, *crops.correspondence_grids(first, second))
 
 
 class EvalDataset(ImageDataset):
-    """Images for clustering: shorter side to ``resize`` (or squashed square), then the central ``crop``."""
+    """Images for clustering: shorter side to ``resize`` (or squashed square), then central crop."""
 
     def __init__(
         self, items: Sequence[ImageItem], resize: int = 256, crop: int = 224, square: bool = False
@@ -67,7 +69,8 @@ class EvalDataset(ImageDataset):
     def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """(float32 (3, crop, crop), int64 index of the image that these pixels come from).
 
-        The index tells a caller that must not mix images up where a broken one was replaced by the next.
+        The index tells a caller that must not mix images up where a broken one was replaced by the
+        next.
         """
         del rng  # nothing is random here
         rgb = self.resize(load_rgb(self.path(index)), self.resize_to)
@@ -79,8 +82,8 @@ class JointDataset(ImageDataset):
 
     Args:
         items: the images.
-        label_dir: folder with ``<key>.png`` label maps; one of another size than its image is resized to it
-            (nearest), as labels may have been made on a smaller grid.
+        label_dir: folder with ``<key>.png`` label maps; one of another size than its image is
+            resized to it (nearest), as labels may have been made on a smaller grid.
         size: side of the crops in pixels.
         min_scale: smallest area of a crop relative to the image.
     """
@@ -97,4 +100,5 @@ class JointDataset(ImageDataset):
         item = self.items[index]
         rgb = load_rgb(item.path)
         label = load_label(self.label_dir / f"{item.key}.png")
-        return self.joint_crop(rgb, crops.resize_nearest(label, rgb.shape[:2]), rng)
+        height, width = rgb.shape[:2]
+        return self.joint_crop(rgb, crops.resize_nearest(label, (height, width)), rng)

@@ -1,4 +1,4 @@
-"""Folders of images in the ImageNet-S layout: ``<data>/<split>/<class>/<stem>.JPEG`` and the masks beside.
+"""Folders of images in the ImageNet-S layout: ``<data>/<split>/<class>/<stem>.JPEG`` and masks.
 
 A folder holds either class folders, one level deep, or plain images.
 """
@@ -19,8 +19,8 @@ _KINDS = ".JPEG, .jpg or .png"
 class ImageItem:
     """One image file and the key under which its products are filed.
 
-    ``key`` is "<class folder>/<stem>", or "<stem>" in a plain folder; the stem ends at the first dot of the
-    file name.
+    ``key`` is "<class folder>/<stem>", or "<stem>" in a plain folder; the stem ends at the first
+    dot of the file name.
     """
 
     path: Path
@@ -33,8 +33,8 @@ def list_images(folder: Path) -> list[ImageItem]:
     Suffixes are matched without case; hidden files and files of other types are ignored.
 
     Raises:
-        UserError: missing folder, no image at all, an empty class folder, images beside class folders, or two
-            files with one key (``a.jpg`` and ``a.png``), all named.
+        UserError: missing folder, no image at all, an empty class folder, images beside class
+            folders, or two files with one key (``a.jpg`` and ``a.png``), all named.
     """
     folder = Path(folder)
     plain, classes = _scan(folder)
@@ -49,7 +49,7 @@ def list_images(folder: Path) -> list[ImageItem]:
         return _items(folder, "", plain)
     if not any(inside.values()):
         raise UserError(
-            f"no images in {folder}: expected {_KINDS} files, or one level of class folders with them"
+            f"no images in {folder}: expected {_KINDS} files, or one level of class folders with some"
         )
     for name in classes:
         if not inside[name]:
@@ -77,7 +77,7 @@ def split_folder(data: Path, split: str) -> Path:
 
 
 def mask_path(data: Path, split: str, key: str) -> Path:
-    """Where the ground-truth mask of image ``key`` lies: ``<data>/<split>-segmentation/<key>.png``."""
+    """``<data>/<split>-segmentation/<key>.png``: the ground-truth mask of image ``key``."""
     return Path(data) / f"{split}-segmentation" / f"{key}.png"
 
 
@@ -98,14 +98,14 @@ def class_names(data: Path, split: str) -> list[str]:
 
 def _scan(folder: Path) -> tuple[list[str], list[str]]:
     """Sorted names of the images and of the folders in ``folder``, hidden ones left out."""
-    images, folders = [], []
+    images: list[str] = []
+    folders: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.name.lower().endswith(SUFFIXES):
-                    # Suffix first: a stat for each of a million images would be slow on network disks.
                     (folders if entry.is_dir() else images).append(entry.name)
                 elif entry.is_dir():
                     folders.append(entry.name)
@@ -122,7 +122,7 @@ def _items(folder: Path, name: str, files: list[str]) -> list[ImageItem]:
         stem = file.split(".", 1)[0]
         if stem in first:
             raise UserError(
-                f"{base} has {first[stem]} and {file}, which would share the output name {stem}.png "
+                f"{base} has {first[stem]} and {file}, both of which would write {stem}.png "
                 f"(names count up to the first dot); rename one"
             )
         first[stem] = file

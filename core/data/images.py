@@ -1,7 +1,8 @@
 """The one image decoder of the project: every stage sees the same uint8 RGB pixels of a file.
 
-The pixel grid is the stored one: an EXIF rotation tag is not applied, because masks are drawn on the stored
-grid (so does ImageNet-S), and a decoder that turns the image would leave its mask behind.
+The pixel grid is the stored one: an EXIF rotation tag is not applied, because masks are drawn on
+the stored grid (so does ImageNet-S), and a decoder that turns the image would leave its mask
+behind.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from PIL import Image, UnidentifiedImageError
 
 from core.errors import UserError
 
-# By content, not by suffix: ImageNet holds a PNG named .JPEG. Formats that start other programs stay out.
+# By content, not by suffix: ImageNet holds a PNG named .JPEG. Formats that start other programs
+# stay out.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 # What Pillow raises on broken files, by decoder.
 _BROKEN = (
@@ -39,11 +41,12 @@ _WHITE = (255, 255, 255, 255)
 def load_rgb(path: Path) -> np.ndarray:
     """uint8 RGB (H, W, 3) of an image file, on its stored pixel grid.
 
-    Gray is repeated, 16-bit gray divided by 257 (rounded), CMYK (Adobe's inverted form included) and palettes
-    converted, transparency laid over white; of an animation the first frame counts.
+    Gray is repeated, 16-bit gray divided by 257 (rounded), CMYK (Adobe's inverted form included)
+    and palettes converted, transparency laid over white; of an animation the first frame counts.
 
     Raises:
-        UserError: missing, unreadable, truncated or absurdly large file; names the file and the reason.
+        UserError: missing, unreadable, truncated or absurdly large file; names the file and the
+            reason.
     """
     with opened(path, "image") as image:
         return _to_rgb(image)
@@ -64,8 +67,8 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
     """The file as a Pillow image; pixels are decoded on use, inside the block.
 
     Raises:
-        UserError: ``what`` (what the file should be) and ``path`` with the reason, for anything that Pillow
-            cannot open or decode inside the block.
+        UserError: ``what`` (what the file should be) and ``path`` with the reason, for anything
+            that Pillow cannot open or decode inside the block.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -76,6 +79,7 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
         raise UserError(f"{what} {path}: not a readable {'/'.join(_FORMATS)} file") from error
     except _BROKEN as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = reason or type(error).__name__
         raise UserError(f"{what} {path} cannot be read: {reason}") from error
 
 

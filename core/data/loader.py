@@ -1,8 +1,8 @@
 """Batches from a data set, made by threads, the same for any number of threads.
 
-Threads suffice: decoding, resizing and blurring release the interpreter lock, and forking after Jittor has run
-hangs. A sample depends on (seed, epoch, index) alone and the order of an epoch on (seed, epoch), so a resumed
-epoch continues with exactly the samples that it would have seen.
+Threads suffice: decoding, resizing and blurring release the interpreter lock, and forking after
+Jittor has run hangs. A sample depends on (seed, epoch, index) alone and the order of an epoch on
+(seed, epoch), so a resumed epoch continues with exactly the samples that it would have seen.
 """
 
 from __future__ import annotations
@@ -43,18 +43,20 @@ class Loader:
 
     Args:
         dataset: where samples come from.
-        batch_size: samples of a batch over all ranks; rank r of ``world`` gets the r-th contiguous part.
+        batch_size: samples of a batch over all ranks; rank r of ``world`` gets the r-th contiguous
+            part.
         seed: of the order and of every sample.
         workers: threads; 0 makes each sample in the caller's thread.
         rank, world: this process among those that share each batch.
         drop_last: leave a last, smaller batch out. Kept, it may give ranks unequal parts or none.
         shuffle: another order in each epoch; False keeps the data set's.
 
-    A broken image is named once in the log, kept in :attr:`broken`, and replaced by the next sound one of the
-    data set, whatever the number of threads.
+    A broken image is named once in the log, kept in :attr:`broken`, and replaced by the next sound
+    one of the data set, whatever the number of threads.
 
     Raises:
-        UserError: a batch size that ``world`` does not divide, or (``drop_last``) fewer images than a batch.
+        UserError: a batch size that ``world`` does not divide, or (``drop_last``) fewer images than
+            a batch.
     """
 
     def __init__(
@@ -104,7 +106,8 @@ class Loader:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from ``start_step`` on: tuples of arrays stacked along a new first axis.
+        """The batches of an epoch from ``start_step`` on: tuples of arrays stacked along a new
+        first axis.
 
         Threads end with the iterator, also when the caller stops early.
 
@@ -156,7 +159,7 @@ class Loader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _sample(self, epoch: int, index: int) -> Sample:
-        """The sample of ``index``, or of the next sound image, always drawn with the generator of ``index``."""
+        """The sample of ``index`` or the next sound image, drawn by the generator of ``index``."""
         count = len(self.dataset)
         for step in range(count):
             candidate = (index + step) % count
@@ -181,5 +184,5 @@ class Loader:
 
 
 def stack(samples: list[Sample]) -> tuple[np.ndarray, ...]:
-    """Samples, tuples of arrays of the same shapes, stacked field by field along a new first axis."""
+    """Samples (tuples of arrays of the same shapes) stacked field by field on a new first axis."""
     return tuple(np.stack(field) for field in zip(*samples))

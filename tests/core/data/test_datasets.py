@@ -1,0 +1,90 @@
+"""What one sample of each stage is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.data import crops
+from core.data.datasets import EvalDataset, JointDataset, MultiCropDataset
+from core.data.folders import list_images
+from core.data.loader import Loader
+from core.errors import UserError
+from core.labels import save_label
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Four small pictures of odd sizes in two class folders; the left half is white, the right
+    black.
+    """
+    for index, (height, width) in enumerate([(40, 61), (33, 30), (20, 25), (70, 35)]):
+        rgb = np.zeros((height, width, 3), np.uint8)
+        rgb[:, : width // 2] = 255
+        path = tmp_path / "train" / f"n{index % 2}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rgb).save(path)
+    return tmp_path
+
+
+def test_multi_crop_samples_stack_into_batches(photos: Path) -> None:
+    items = list_images(photos / "train")
+    dataset = MultiCropDataset(items, (32, 16), (2, 2), (0.14, 0.05), (1.0, 0.14))
+    (batch,) = Loader(dataset, 4, 0, 2).epoch(0)
+    assert [field.shape for field in batch] == [
+        (4, 3, 32, 32),
+        (4, 3, 32, 32),
+        (4, 3, 16, 16),
+        (4, 3, 16, 16),
+        (4, 7, 7, 2),
+        (4, 7, 7, 2),
+    ]
+    assert all(field.dtype == np.float32 for field in batch)
+    views, placements = dataset.multi_crop(
+        np.asarray(Image.open(items[1].path)), np.random.default_rng([0, 0, 1])
+    )
+    sample = dataset.get(1, np.random.default_rng([0, 0, 1]))
+    assert np.array_equal(sample[0], views[0])
+    assert np.array_equal(sample[-2], crops.correspondence_grids(*placements)[0])
+
+
+def test_eval_samples_are_central_and_say_whose_they_are(photos: Path) -> None:
+    items = list_images(photos / "train")
+    items[2].path.write_bytes(b"broken")
+    for square in (False, True):
+        dataset = EvalDataset(items, resize=32, crop=24, square=square)
+        loader = Loader(dataset, 4, 0, 0, shuffle=False)
+        ((images, indices),) = loader.epoch(0)
+        assert images.shape == (4, 3, 24, 24)
+        # The pixels in place 2 are those of image 3: the caller can tell.
+        assert indices.tolist() == [0, 1, 3, 3]
+        assert list(loader.broken) == [str(items[2].path)]
+
+
+def test_joint_samples_fit_labels_of_another_size(photos: Path) -> None:
+    items = list_images(photos / "train")
+    for number, item in enumerate(items):
+        with Image.open(item.path) as image:
+            width, height = image.size
+        scale = 1 if number % 2 else 2  # some labels lie on a grid of twice the size
+        label = np.zeros((height * scale, width * scale), np.int32)
+        label[:, : (width // 2) * scale] = 3
+        save_label(photos / "labels" / f"{item.key}.png", label)
+    dataset = JointDataset(items, photos / "labels", size=24, min_scale=0.3)
+    for index in range(len(items)):
+        image, label = dataset.get(index, np.random.default_rng(index))
+        assert image.shape == (3, 24, 24) and label.shape == (24, 24) and label.dtype == np.int32
+        red = image[0] * crops.STD[0] + crops.MEAN[0]
+        sure = (red < 0.01) | (red > 0.99)
+        assert ((red > 0.5) == (label == 3))[sure].all()
+
+
+def test_a_missing_label_is_named(photos: Path) -> None:
+    dataset = JointDataset(list_images(photos / "train"), photos / "labels", size=24)
+    with pytest.raises(UserError, match="labels/n0/0.png"):
+        dataset.get(0, np.random.default_rng(0))
+    with pytest.raises(UserError, match="none of the 4 images"):
+        next(Loader(dataset, 2, 0, 0).epoch(0))

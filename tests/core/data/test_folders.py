@@ -1,0 +1,104 @@
+"""Listing of image folders in both layouts, and what is said about broken ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.data import folders
+from core.errors import UserError
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def test_class_folders_are_sorted_and_strays_ignored(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "n2/b.JPEG",
+        "n2/a.x.png",
+        "n1/z.jpg",
+        "n1/Y.JpEg",
+        "n1/notes.txt",
+        "n1/.hidden.jpg",
+        "n1/._z.jpg",
+        ".cache/a.jpg",
+        "README.md",
+    )
+    items = folders.list_images(tmp_path)
+    assert [item.key for item in items] == ["n1/Y", "n1/z", "n2/a", "n2/b"]
+    assert items[2].path == tmp_path / "n2" / "a.x.png"
+
+
+def test_plain_folders_have_plain_keys(tmp_path: Path) -> None:
+    touch(tmp_path, "b.jpg", "a.PNG", "notes/readme.txt")
+    assert [item.key for item in folders.list_images(tmp_path)] == ["a", "b"]
+
+
+def test_keys_are_sorted_by_key_not_by_file_name(tmp_path: Path) -> None:
+    # "a-1.jpg" < "a.jpg" as file names ('-' < '.'), but "a" < "a-1" as keys.
+    touch(tmp_path, "a-1.jpg", "a.jpg", "c/x.txt")
+    assert [item.key for item in folders.list_images(tmp_path)] == ["a", "a-1"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["n1/a.jpg", "n2/readme.txt"], ["n2", "no images"]),
+        (["n1/a.jpg", "n1/a.PNG"], ["n1", "a.PNG", "a.jpg"]),
+        (["a.1.jpg", "a.2.jpg"], ["a.1.jpg", "a.2.jpg"]),
+        (["a.jpg", "n1/b.jpg"], ["a.jpg", "n1"]),
+        (["n1/deep/a.jpg"], ["no images", "one level"]),
+        (["readme.txt"], ["no images", ".JPEG"]),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, files: list[str], words: list[str]) -> None:
+    touch(tmp_path, *files)
+    with pytest.raises(UserError) as caught:
+        folders.list_images(tmp_path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_same_stem_in_two_classes_is_fine(tmp_path: Path) -> None:
+    touch(tmp_path, "n1/a.jpg", "n2/a.png")
+    assert len(folders.list_images(tmp_path)) == 2
+
+
+def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "odd.jpg/a.jpg")
+    assert [item.key for item in folders.list_images(tmp_path)] == ["odd.jpg/a"]
+
+
+def test_missing_folders_say_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        folders.split_folder(tmp_path / "nowhere", "train")
+    touch(tmp_path, "validation/n1/a.jpg", "test/n1/a.jpg")
+    with pytest.raises(UserError, match="'train'; found: test, validation"):
+        folders.split_folder(tmp_path, "train")
+    assert folders.split_folder(tmp_path, "test") == tmp_path / "test"
+    with pytest.raises(UserError, match="nowhere"):
+        folders.list_images(tmp_path / "nowhere")
+
+
+def test_masks_and_class_names(tmp_path: Path) -> None:
+    touch(tmp_path, "validation/n2/a.jpg", "validation/n1/a.jpg", "validation/x.txt", "flat/a.jpg")
+    assert folders.class_names(tmp_path, "validation") == ["n1", "n2"]
+    with pytest.raises(UserError, match="no class folders"):
+        folders.class_names(tmp_path, "flat")
+    assert (
+        folders.mask_path(tmp_path, "validation", "n1/a")
+        == tmp_path / "validation-segmentation" / "n1" / "a.png"
+    )
+
+
+def test_real_photographs_all_have_masks(caltech4: Path) -> None:
+    items = folders.list_images(folders.split_folder(caltech4, "validation"))
+    assert len(items) == 40
+    assert all(folders.mask_path(caltech4, "validation", item.key).is_file() for item in items)
