@@ -60,8 +60,8 @@ def decode(rgb: np.ndarray) -> np.ndarray:
     return rgb[..., 0].astype(np.int32) + 256 * rgb[..., 1].astype(np.int32)
 
 
-def save_label(path: Path, ids: np.ndarray) -> None:
-    """Write a label map (H, W) as PNG, atomically; the folder is made when missing.
+def png_of_label(ids: np.ndarray) -> bytes:
+    """The PNG file content of a label map (H, W).
 
     Raises:
         ValueError: see :func:`encode`.
@@ -70,8 +70,18 @@ def save_label(path: Path, ids: np.ndarray) -> None:
     done, data = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])
     if not done:
         raise ValueError(f"a label map of shape {ids.shape} cannot be written as PNG")
+    return data.tobytes()
+
+
+def save_label(path: Path, ids: np.ndarray) -> None:
+    """Write a label map (H, W) as PNG, atomically; the folder is made when missing.
+
+    Raises:
+        ValueError: see :func:`encode`.
+    """
+    content = png_of_label(ids)
     with atomic_write(path) as file:
-        file.write(data.tobytes())
+        file.write(content)
 
 
 def load_label(path: Path) -> np.ndarray:

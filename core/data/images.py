@@ -22,7 +22,7 @@ from core.errors import UserError
 # stay out.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 # What Pillow raises on broken files, by decoder.
-_BROKEN = (
+BROKEN = (
     OSError,
     SyntaxError,
     ValueError,
@@ -77,7 +77,7 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError as error:
         raise UserError(f"{what} {path}: not a readable {'/'.join(_FORMATS)} file") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = reason or type(error).__name__
         raise UserError(f"{what} {path} cannot be read: {reason}") from error
