@@ -1,0 +1,154 @@
+"""The Segment Anything models by name, and what surrounds the networks: normalising, padding, mask sizes.
+
+``sam_model_registry[name](checkpoint=None)`` as in the official API. Without a checkpoint nothing is read and the
+weights are those of initialisation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.runtime import jt, nn
+from sam.common import to_numpy
+from sam.image_encoder import ImageEncoderViT
+from sam.mask_decoder import MaskDecoder
+from sam.prompt_encoder import PromptEncoder
+from sam.tiny_vit import TinyViT
+
+Var = Any
+
+_PATCH = 16
+_EMBED_DIM = 256
+# MobileSAM's checkpoint keeps the classifier of TinyViT's pretraining.
+_UNUSED_KEYS = ("image_encoder.norm_head.", "image_encoder.head.")
+
+_VIT = {
+    "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12, "global_attn_indexes": (2, 5, 8, 11)},
+    "vit_l": {
+        "embed_dim": 1024,
+        "depth": 24,
+        "num_heads": 16,
+        "global_attn_indexes": (5, 11, 17, 23),
+    },
+    "vit_h": {
+        "embed_dim": 1280,
+        "depth": 32,
+        "num_heads": 16,
+        "global_attn_indexes": (7, 15, 23, 31),
+    },
+}
+
+
+class Sam(nn.Module):
+    """Image encoder, prompt encoder and mask decoder; use it through ``SamPredictor``.
+
+    Args:
+        image_encoder: has ``img_size``; (B, 3, img_size, img_size) -> (B, 256, img_size / 16, img_size / 16).
+        prompt_encoder: see :class:`sam.prompt_encoder.PromptEncoder`.
+        mask_decoder: see :class:`sam.mask_decoder.MaskDecoder`.
+    """
+
+    mask_threshold = 0.0
+    image_format = "RGB"
+    # ImageNet's mean and standard deviation in units of 0..255, per channel; not part of the weights.
+    pixel_mean = (123.675, 116.28, 103.53)
+    pixel_std = (58.395, 57.12, 57.375)
+
+    def __init__(
+        self, image_encoder: Any, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder
+    ) -> None:
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+
+    def preprocess(self, x: Var) -> Var:
+        """Normalise the colours, then pad with zeros on the right and at the bottom.
+
+        Args:
+            x: (..., 3, h, w) RGB in 0..255, the longer side resized to ``img_size``.
+
+        Returns:
+            float32 (..., 3, img_size, img_size).
+        """
+        pixels = to_numpy(x).astype(np.float32)
+        mean, std = (
+            np.array(v, np.float32).reshape(3, 1, 1) for v in (self.pixel_mean, self.pixel_std)
+        )
+        side = self.image_encoder.img_size
+        padded = np.zeros((*pixels.shape[:-2], side, side), np.float32)
+        padded[..., : pixels.shape[-2], : pixels.shape[-1]] = (pixels - mean) / std
+        return jt.array(padded)
+
+    def postprocess_masks(
+        self, masks: Var, input_size: tuple[int, int], original_size: tuple[int, int]
+    ) -> Var:
+        """Logits of the decoder to logits of the image: up to the padded input, cut the padding, up to the image.
+
+        Args:
+            masks: (B, M, 4h, 4w).
+            input_size: (h, w) of the resized image before padding.
+            original_size: (H, W) of the image.
+
+        Returns:
+            (B, M, H, W).
+        """
+        side = self.image_encoder.img_size
+        with jt.no_grad():
+            full = nn.interpolate(masks, size=(side, side), mode="bilinear", align_corners=False)
+            inside = full[..., : input_size[0], : input_size[1]]
+            return nn.interpolate(
+                inside, size=tuple(original_size), mode="bilinear", align_corners=False
+            )
+
+
+def build_sam(image_encoder: Any, checkpoint: str | Path | None = None) -> Sam:
+    """A SAM around ``image_encoder``, in eval mode, with the weights of ``checkpoint`` if one is given.
+
+    Raises:
+        UserError: the file is not a checkpoint, or not of this architecture.
+    """
+    side = image_encoder.img_size // _PATCH
+    prompt_encoder = PromptEncoder(
+        _EMBED_DIM, (side, side), (image_encoder.img_size, image_encoder.img_size)
+    )
+    sam = Sam(image_encoder, prompt_encoder, MaskDecoder(_EMBED_DIM))
+    sam.eval()
+    if checkpoint is not None:
+        from core.checkpoint import load_state
+        from core.torch_reader import state_dict_of
+
+        path = Path(checkpoint)
+        load_state(sam, state_dict_of(path), str(path), unexpected_ok=_UNUSED_KEYS)
+    return sam
+
+
+def build_sam_vit_b(checkpoint: str | Path | None = None) -> Sam:
+    """SAM with ViT-B (94 M parameters)."""
+    return build_sam(ImageEncoderViT(**_VIT["vit_b"]), checkpoint)  # type: ignore[arg-type]
+
+
+def build_sam_vit_l(checkpoint: str | Path | None = None) -> Sam:
+    """SAM with ViT-L (312 M parameters)."""
+    return build_sam(ImageEncoderViT(**_VIT["vit_l"]), checkpoint)  # type: ignore[arg-type]
+
+
+def build_sam_vit_h(checkpoint: str | Path | None = None) -> Sam:
+    """SAM with ViT-H (641 M parameters), the official default."""
+    return build_sam(ImageEncoderViT(**_VIT["vit_h"]), checkpoint)  # type: ignore[arg-type]
+
+
+def build_sam_vit_t(checkpoint: str | Path | None = None) -> Sam:
+    """MobileSAM: SAM with TinyViT (10 M parameters)."""
+    return build_sam(TinyViT(), checkpoint)
+
+
+sam_model_registry = {
+    "default": build_sam_vit_h,
+    "vit_h": build_sam_vit_h,
+    "vit_l": build_sam_vit_l,
+    "vit_b": build_sam_vit_b,
+    "vit_t": build_sam_vit_t,
+}

@@ -1,0 +1,103 @@
+"""Layers that the Segment Anything networks share: official parameter names, inference through ``core.ops``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from core import ops
+from core.runtime import jt, nn
+
+Var = Any
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """A Var's values, or anything that numpy takes."""
+    return x.numpy() if isinstance(x, jt.Var) else np.asarray(x)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` with the activation and the residual sum in the same pass."""
+
+    def execute(self, x: Var, activation: str = "", residual: Var | None = None) -> Var:
+        """(..., in) -> (..., out): activation(W x + b + residual)."""
+        return ops.linear(x, self.weight, self.bias, activation, residual)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis, two passes.
+
+    Args:
+        channels: size of the last axis.
+        eps: 1e-5 as PyTorch's default; SAM's image encoder and its 2-D norms use 1e-6.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        self.weight = jt.ones(channels)
+        self.bias = jt.zeros(channels)
+        self.eps = eps
+
+    def execute(self, x: Var, activation: str = "") -> Var:
+        """(..., C) -> (..., C)."""
+        return ops.layer_norm(x, self.weight, self.bias, self.eps, activation)
+
+
+def layer_norm_2d(channels: int) -> LayerNorm:
+    """SAM's ``LayerNorm2d``; its maps are channels-last here, so that it is the layer norm of the last axis."""
+    return LayerNorm(channels, eps=1e-6)
+
+
+class Activation(nn.Module):
+    """Keeps the place of a parameterless layer in a sequence, so that the numbers in the keys fit."""
+
+    def execute(self, x: Var) -> Var:
+        raise NotImplementedError("the activation is fused into the layer before it")
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution on channels-last maps: (B, H, W, in) -> (B, h, w, out)."""
+
+    def execute(self, x: Var, activation: str = "", channels_first: bool = False) -> Var:
+        return ops.conv2d(
+            x,
+            self.weight,
+            self.bias,
+            self.stride[0],
+            self.padding[0],
+            activation,
+            channels_first,
+        )
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them (keys ``layers.N``): mask vectors and predicted IoU."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, depth: int) -> None:
+        sizes = [inputs, *[hidden] * (depth - 1), outputs]
+        self.layers = nn.ModuleList([Linear(a, b) for a, b in zip(sizes, sizes[1:])])
+
+    def execute(self, x: Var) -> Var:
+        """(..., inputs) -> (..., outputs)."""
+        *hidden, last = list(self.layers)
+        for layer in hidden:
+            x = layer(x, "relu")
+        return last(x)
+
+
+class Neck(nn.Sequential):
+    """1x1 and 3x3 convolution, each with layer norm, from the encoder's width to the embedding's (keys 0-3)."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(
+            Conv2d(channels, out_channels, 1, bias=False),
+            layer_norm_2d(out_channels),
+            Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            layer_norm_2d(out_channels),
+        )
+
+    def execute(self, x: Var) -> Var:
+        """(B, h, w, channels) -> (B, out_channels, h, w)."""
+        for layer in self:
+            x = layer(x)
+        return x.permute(0, 3, 1, 2)

@@ -1,0 +1,107 @@
+"""SAM's mask decoder: an image embedding and prompt embeddings to low-resolution mask logits and predicted IoU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core import ops
+from core.runtime import jt, nn
+from sam.common import MLP, Activation, layer_norm_2d
+from sam.transformer import TwoWayTransformer
+
+Var = Any
+
+
+class MaskDecoder(nn.Module):
+    """Two-way transformer, upscaling by 4, one hyper-network per mask token.
+
+    Args:
+        transformer_dim: channels of image embedding and tokens.
+        transformer: the two-way transformer.
+        num_multimask_outputs: masks of an ambiguous prompt; one more token answers unambiguous prompts.
+        iou_head_depth, iou_head_hidden_dim: the MLP that predicts each mask's IoU.
+    """
+
+    def __init__(
+        self,
+        transformer_dim: int = 256,
+        transformer: TwoWayTransformer | None = None,
+        num_multimask_outputs: int = 3,
+        iou_head_depth: int = 3,
+        iou_head_hidden_dim: int = 256,
+    ) -> None:
+        dim, last = transformer_dim, transformer_dim // 8
+        self.transformer = transformer or TwoWayTransformer(embedding_dim=dim)
+        self.num_mask_tokens = num_multimask_outputs + 1
+        self.iou_token = nn.Embedding(1, dim)
+        self.mask_tokens = nn.Embedding(self.num_mask_tokens, dim)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose(dim, dim // 4, 2, stride=2),
+            layer_norm_2d(dim // 4),
+            Activation(),
+            nn.ConvTranspose(dim // 4, last, 2, stride=2),
+            Activation(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            [MLP(dim, dim, last, 3) for _ in range(self.num_mask_tokens)]
+        )
+        self.iou_prediction_head = MLP(
+            dim, iou_head_hidden_dim, self.num_mask_tokens, iou_head_depth
+        )
+
+    def execute(
+        self,
+        image_embeddings: Var,
+        image_pe: Var,
+        sparse_prompt_embeddings: Var,
+        dense_prompt_embeddings: Var,
+        multimask_output: bool,
+    ) -> tuple[Var, Var]:
+        """Predict the masks of B prompts on one image.
+
+        Args:
+            image_embeddings: (1, C, h, w).
+            image_pe: (1, C, h, w).
+            sparse_prompt_embeddings: (B, tokens, C).
+            dense_prompt_embeddings: (B or 1, C, h, w).
+            multimask_output: three masks for an ambiguous prompt instead of one.
+
+        Returns:
+            Mask logits (B, 3 or 1, 4h, 4w) and predicted IoU (B, 3 or 1).
+        """
+        wanted = list(range(1, self.num_mask_tokens)) if multimask_output else [0]
+        with jt.no_grad():
+            masks, iou = self._predict(
+                image_embeddings,
+                image_pe,
+                sparse_prompt_embeddings,
+                dense_prompt_embeddings,
+                wanted,
+            )
+            jt.sync([masks, iou])
+        return masks, iou
+
+    def _predict(
+        self, image: Var, image_pe: Var, sparse: Var, dense: Var, wanted: list[int]
+    ) -> tuple[Var, Var]:
+        batch, height, width = sparse.shape[0], *image.shape[2:]
+        own = jt.concat([self.iou_token.weight, self.mask_tokens.weight], dim=0)
+        tokens = jt.concat([own.unsqueeze(0).broadcast([batch, *own.shape]), sparse], dim=1)
+        out, places = self.transformer(image + dense, image_pe, tokens)
+
+        # The first token predicts the IoU, the others turn into the vectors of their masks.
+        iou = self.iou_prediction_head(out[:, 0])[:, wanted[0] : wanted[-1] + 1]
+        hyper = jt.stack([self.output_hypernetworks_mlps[i](out[:, 1 + i]) for i in wanted], dim=1)
+        first, norm, _, second, _ = list(self.output_upscaling)
+        masks = ops.upscale_masks(
+            places.reshape(batch, height, width, -1),
+            first.weight,
+            first.bias,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            second.weight,
+            second.bias,
+            hyper,
+        )
+        return masks, iou
