@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 def encode(mask: np.ndarray) -> Rle:
     """COCO RLE (``counts`` is an ASCII str, so that it goes into JSON) of a bool mask (H, W)."""
-    rle = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    rle = coco.encode(np.asfortranarray(mask).view(np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
@@ -254,10 +254,20 @@ def stability_score(mask_logits: np.ndarray, threshold: float, offset: float) ->
     Returns:
         float32 (...); not a number where even the larger mask is empty, as in the official code.
     """
-    inner = np.count_nonzero(mask_logits > np.float32(threshold + offset), axis=(-2, -1))
-    outer = np.count_nonzero(mask_logits > np.float32(threshold - offset), axis=(-2, -1))
+    inner = _pixels_above(mask_logits, threshold + offset)
+    outer = _pixels_above(mask_logits, threshold - offset)
     with np.errstate(invalid="ignore"):
-        return (np.asarray(inner, np.float32) / np.asarray(outer, np.float32)).astype(np.float32)
+        return np.asarray(inner / outer, np.float32)
+
+
+def _pixels_above(mask_logits: np.ndarray, limit: float) -> np.ndarray:
+    """float32 (...): pixels of masks (..., H, W) above a limit, counted one mask at a time.
+
+    Counting along axes would be ten times slower, because only the whole-array count is vectorised.
+    """
+    flat = mask_logits.reshape((-1,) + mask_logits.shape[-2:])
+    counts = [np.count_nonzero(mask > np.float32(limit)) for mask in flat]
+    return np.array(counts, np.float32).reshape(mask_logits.shape[:-2])
 
 
 def fill_small_holes(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, bool]:

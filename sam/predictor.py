@@ -77,8 +77,7 @@ class SamPredictor:
         self.original_size = (int(original_size_hw[0]), int(original_size_hw[1]))
         self.input_size = (int(shape[2]), int(shape[3]))
         with jt.no_grad():
-            pixels = jt.array(np.ascontiguousarray(transformed_image, dtype=np.float32))
-            self.features = self.model.image_encoder(self.model.preprocess(pixels))
+            self.features = self.model.image_encoder(self.model.preprocess(transformed_image))
             self.features.sync()
         self.is_image_set = True
 
@@ -161,11 +160,12 @@ class SamPredictor:
         with jt.no_grad():
             points = None
             if point_coords is not None:
-                points = (_float_var(point_coords), jt.array(np.asarray(point_labels, np.int32)))
+                labels = np.asarray(point_labels, np.int32)
+                points = (np.asarray(point_coords, np.float32), labels)
             sparse, dense = self.model.prompt_encoder(
                 points=points,
-                boxes=None if boxes is None else _float_var(boxes),
-                masks=None if mask_input is None else _float_var(mask_input),
+                boxes=None if boxes is None else np.asarray(boxes, np.float32),
+                masks=None if mask_input is None else jt.array(mask_input.astype(np.float32)),
             )
             low_res, iou = self.model.mask_decoder(
                 image_embeddings=self.features,
@@ -196,7 +196,3 @@ class SamPredictor:
         if not self.is_image_set or self.original_size is None:
             raise RuntimeError("no image is set: call set_image(...) first")
         return self.original_size
-
-
-def _float_var(values: np.ndarray) -> Any:
-    return jt.array(np.ascontiguousarray(values, dtype=np.float32))
