@@ -49,7 +49,7 @@ def list_images(folder: Path) -> list[ImageItem]:
         return _items(folder, "", plain)
     if not any(inside.values()):
         raise UserError(
-            f"no images in {folder}: expected {_KINDS} files, or one level of class folders with some"
+            f"no images in {folder}: expected {_KINDS} files, or one level of class folders"
         )
     for name in classes:
         if not inside[name]:
