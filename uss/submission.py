@@ -1,0 +1,210 @@
+"""The archive to hand in: build it, and check it before somebody else does.
+
+Layout: ``<class folder>/<stem>.png`` (or ``<stem>.png`` for plain folders) for every image of the
+split, ``match.json`` and ``method.txt``, all at the root.
+
+Which ids are inside: *unmatched* archives hold cluster ids and the ``match.json`` that turns them
+into class ids; *matched* ones hold class ids and a ``match.json`` that maps each id to itself.
+Either way the ids mean the classes after ``match.json`` is applied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import stat
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import log
+from core.data.folders import ImageItem, class_names, list_images, split_folder
+from core.errors import UserError, main_guard
+from core.files import atomic_write
+from core.labels import load_label, png_of_label
+from core.matching import apply_match, identity_match, match_text, read_match
+from core.worklist import named
+from uss.submission_check import MATCH_NAME, METHOD_NAME, check_zip, inspect_zip
+
+__all__ = ["Method", "add_method_arguments", "build_zip", "check_zip", "main", "method_from"]
+
+STAGE = "submission"
+EXIT_PROBLEMS = 1
+# The earliest time a zip file can state: the same content gives the same bytes.
+_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
+_SHOWN_PROBLEMS = 50
+
+
+@dataclass(frozen=True)
+class Method:
+    """What ``method.txt`` tells about a submission; each field is one line of text."""
+
+    method: str = "PASS with SAM refinement, Jittor"
+    train_data: str = "ImageNet-S, images only"
+    train_scheme: str = "unsupervised"
+    network: str = "ResNet50-UPerNet"
+    link: str = "none"
+    description: str = "none"
+
+    def text(self) -> str:
+        """Content of the file, with the labels of the reference's own ``method.txt``."""
+        lines = {
+            "Method name": self.method,
+            "Training data": self.train_data,
+            "Training scheme": self.train_scheme,
+            "Networks": self.network,
+            "Paper/Project link": self.link,
+            "Method description": self.description,
+        }
+        return "".join(f"{label}: {' '.join(value.split())}\n" for label, value in lines.items())
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags ``--method --train_data --train_scheme --network --link --description``."""
+    group = parser.add_argument_group("method.txt")
+    group.add_argument("--method", default=Method.method, help="name of the method")
+    group.add_argument("--train_data", default=Method.train_data, help="training data")
+    group.add_argument("--train_scheme", default=Method.train_scheme, help="training scheme")
+    group.add_argument("--network", default=Method.network, help="networks")
+    group.add_argument("--link", default=Method.link, help="paper or project link")
+    group.add_argument("--description", default=Method.description, help="description")
+
+
+def method_from(args: argparse.Namespace) -> Method:
+    """The :class:`Method` of parsed :func:`add_method_arguments`."""
+    return Method(
+        method=args.method,
+        train_data=args.train_data,
+        train_scheme=args.train_scheme,
+        network=args.network,
+        link=args.link,
+        description=args.description,
+    )
+
+
+def build_zip(
+    prediction_dir: Path,
+    items: Sequence[ImageItem],
+    zip_path: Path,
+    match: dict[int, int],
+    method: Method,
+    matched: bool = False,
+    allow_missing: bool = False,
+) -> None:
+    """Write the archive, atomically; the same input gives the same bytes.
+
+    Args:
+        prediction_dir: ``<key>.png`` label maps of prediction ids.
+        items: the images that the archive must cover.
+        zip_path: the archive; an older one is replaced only when all went well.
+        match: {prediction id: class id}.
+        method: content of ``method.txt``.
+        matched: apply ``match`` to the pixels, instead of leaving that to ``match.json``.
+        allow_missing: leave out images without prediction, with a warning.
+
+    Raises:
+        UserError: predictions are missing (the first ones are named) or hold ids unknown to
+            ``match``.
+    """
+    folder = Path(prediction_dir)
+    missing = [item.key for item in items if not (folder / f"{item.key}.png").is_file()]
+    if missing and not (allow_missing and len(missing) < len(items)):
+        raise UserError(
+            f"no archive was made: {len(missing)} of {len(items)} predictions are missing in "
+            f"{folder}: {named(missing)}; finish them first"
+        )
+    if missing:
+        log.warn(STAGE, f"{len(missing)} images are left out of {zip_path}: {named(missing)}")
+    absent = set(missing)
+    keys = sorted(item.key for item in items if item.key not in absent)
+    listed = identity_match(len(match) - 1) if matched else match
+    with atomic_write(zip_path, sync=True) as file, zipfile.ZipFile(file, "w") as archive:
+        for key in log.progress(keys, STAGE):
+            path = folder / f"{key}.png"
+            data = _matched_png(path, match) if matched else path.read_bytes()
+            # PNG data is deflated already.
+            _write(archive, f"{key}.png", data, zipfile.ZIP_STORED)
+        _write(archive, MATCH_NAME, match_text(listed).encode(), zipfile.ZIP_DEFLATED)
+        _write(archive, METHOD_NAME, method.text().encode(), zipfile.ZIP_DEFLATED)
+    log.info(STAGE, f"{len(keys)} predictions in {zip_path}; {describe_ids(listed)}")
+
+
+def describe_ids(match: dict[int, int]) -> str:
+    """Which ids an archive with this ``match.json`` holds."""
+    if all(label == class_id for label, class_id in match.items()):
+        return "ids inside are class ids (match.json maps each to itself)"
+    return "ids inside are cluster ids; match.json turns them into class ids"
+
+
+def _matched_png(path: Path, match: dict[int, int]) -> bytes:
+    label = load_label(path)
+    try:
+        return png_of_label(apply_match(label, match))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _write(archive: zipfile.ZipFile, name: str, data: bytes, method: int) -> None:
+    entry = zipfile.ZipInfo(name, _TIMESTAMP)
+    entry.create_system = 3  # Unix, wherever this runs
+    entry.external_attr = (stat.S_IFREG | 0o644) << 16
+    entry.compress_type = method
+    archive.writestr(entry, data)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Arguments of ``python -m uss submission``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m uss submission", description="Build or check the archive to hand in."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="list what is wrong with an archive")
+    check.add_argument("archive", type=Path)
+    build = commands.add_parser("build", help="make an archive of finished predictions")
+    build.add_argument("predictions", type=Path, help="folder of <key>.png")
+    build.add_argument("archive", type=Path)
+    build.add_argument("--match-file", type=Path, required=True, help="cluster to class")
+    build.add_argument("--allow-missing", action="store_true", help="leave out missing images")
+    add_method_arguments(build)
+    for command in (check, build):
+        command.add_argument("--data_path", type=Path, required=True, help="data set folder")
+        command.add_argument("--mode", required=True, help="split that the archive covers")
+        command.add_argument(
+            "-c", "--num-classes", type=int, help="classes (default: class folders)"
+        )
+        ids = command.add_mutually_exclusive_group()
+        ids.add_argument(
+            "--unmatched", action="store_true", help="ids inside are cluster ids (build: default)"
+        )
+        ids.add_argument("--matched", action="store_true", help="ids inside are class ids")
+    return parser
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 1 when ``check`` found problems."""
+    args = build_parser().parse_args(argv)
+    num_classes = args.num_classes or len(class_names(args.data_path, args.mode))
+    if args.command == "build":
+        build_zip(
+            args.predictions,
+            list_images(split_folder(args.data_path, args.mode)),
+            args.archive,
+            read_match(args.match_file, num_classes),
+            method_from(args),
+            matched=args.matched,
+            allow_missing=args.allow_missing,
+        )
+        return 0
+    expected = "matched" if args.matched else "unmatched" if args.unmatched else None
+    report = inspect_zip(args.archive, args.data_path, args.mode, num_classes, expected)
+    if report.match is not None and not report.problems:
+        ids = describe_ids(report.match)
+        print(f"{args.archive}: {report.images} predictions, no problems; {ids}")
+        return 0
+    print(f"{args.archive}: {len(report.problems)} problems")
+    for problem in report.problems[:_SHOWN_PROBLEMS]:
+        print(f"  {problem}")
+    if len(report.problems) > _SHOWN_PROBLEMS:
+        print(f"  ... and {len(report.problems) - _SHOWN_PROBLEMS} more")
+    return EXIT_PROBLEMS
