@@ -1,0 +1,166 @@
+"""Step 3: train the segmenter on pseudo labels, background included."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core import checkpoint, log, training
+from core.data.crops import resize_nearest
+from core.data.datasets import JointDataset
+from core.data.folders import ImageItem, list_images, split_folder
+from core.data.images import load_rgb
+from core.errors import UserError
+from core.layers import cross_entropy, resize_bilinear
+from core.optim import LarcSGD
+from core.runtime import jt
+from core.torch_reader import state_dict_of
+from models.pass_net import PlainSegmenter
+from models.upernet import UPerNet
+from uss import products, train_stage
+from uss.config import Config
+from uss.paths import RunFolder
+
+STAGE = "finetune"
+HEADS = ("upernet", "plain")
+TRUNK = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
+HEAD = ("last_layer.",)
+
+
+def run(config: Config, data: Path, run: RunFolder) -> None:
+    """Train the segmenter on ``data/train`` and its pseudo labels into ``run.segmenter``; resumes.
+
+    Raises:
+        UserError: missing data, labels or trunk checkpoint, labels of another class count, settings
+            that cannot work, a run of other settings in the folder.
+    """
+    settings = config.finetune
+    _check(config)
+    labels = run.pseudo_labels("train")
+    items, fingerprint = labelled_images(list_images(split_folder(data, "train")), labels)
+    train_stage.check(config, STAGE, len(items))
+    source = products.trunk(run, config.arch)
+    facts = train_stage.source_fact(source, run.root, STAGE, config.pretrain.epochs)
+    plan = train_stage.make_plan(
+        config,
+        STAGE,
+        run.segmenter,
+        ("num_classes",),
+        {"images": len(items), "labels_sha256": fingerprint, **facts},
+    )
+    previous = training.previous_run(plan)
+    if training.finished(plan, previous):
+        return
+    dataset = JointDataset(items, labels, settings.crop_size, settings.min_scale)
+    model = build(config, source)
+    optimizer = LarcSGD(
+        train_stage.trainable(model),
+        settings.momentum,
+        settings.weight_decay,
+        larc=settings.larc,
+    )
+    loader = train_stage.make_loader(config, STAGE, dataset)
+    training.fit(plan, model, optimizer, loader, FinetuneTask(model, config, labels), previous)
+
+
+def network(config: Config) -> UPerNet | PlainSegmenter:
+    """A new segmenter with the head of ``config``, drawn from Jittor's generator."""
+    kind = {"upernet": UPerNet, "plain": PlainSegmenter}[config.finetune.head]
+    return kind(config.arch, config.num_classes)
+
+
+def build(config: Config, source: Path) -> UPerNet | PlainSegmenter:
+    """A segmenter with the trunk of checkpoint ``source`` and a new head.
+
+    Raises:
+        UserError: ``source`` lacks a weight of the trunk, or is of another architecture.
+    """
+    jt.set_global_seed(config.seed)
+    model = network(config)
+    trunk = {key: value for key, value in state_dict_of(source).items() if key.startswith(TRUNK)}
+    checkpoint.load_state(model, trunk, str(source), missing_ok=HEAD)
+    return model
+
+
+def labelled_images(items: Sequence[ImageItem], labels: Path) -> tuple[list[ImageItem], str]:
+    """(images that have a pseudo label, checksum of the names and sizes of the label files).
+
+    An image that cannot be read got no label: it is named and left out.
+
+    Raises:
+        UserError: a sound image has no label.
+    """
+    found, digest = [], hashlib.sha256()
+    for item in items:
+        path = labels / f"{item.key}.png"
+        try:
+            size = path.stat().st_size
+        except OSError:
+            _require_broken(item, labels)
+            continue
+        found.append(item)
+        digest.update(f"{item.key} {size}\n".encode())
+    return found, digest.hexdigest()
+
+
+class FinetuneTask:
+    """Mean cross entropy of a batch (images, label maps) at a fraction of the crop's size."""
+
+    def __init__(self, model: Any, config: Config, labels: Path) -> None:
+        self._model, self._config, self._labels = model, config, labels
+
+    def start_epoch(self, epoch: int) -> None:
+        """Nothing depends on the epoch."""
+
+    def loss(self, batch: Any, step: int) -> tuple[Any, dict[str, Any]]:
+        """(cross entropy over num_classes + 1 labels, {}), (1,) float32."""
+        images, labels = batch
+        classes = self._config.num_classes
+        if labels.min() < 0 or labels.max() > classes:
+            raise UserError(
+                f"{STAGE}: labels in {self._labels} reach {labels.max()}, but num_classes is "
+                f"{classes}; make them with this class count: bash train_3.sh"
+            )
+        side = round(labels.shape[1] * self._config.finetune.label_scale)
+        labels = np.stack([resize_nearest(label, (side, side)) for label in labels])
+        logits = resize_bilinear(self._model(images), (side, side))
+        return cross_entropy(logits, labels), {}
+
+    def frozen(self, step: int) -> Collection[str]:
+        """Everything learns from the start."""
+        return ()
+
+    def state(self) -> dict[str, Any]:
+        """Nothing beyond weights and optimiser."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Nothing to take over."""
+
+
+def _require_broken(item: ImageItem, labels: Path) -> None:
+    """Complain about a missing label, unless its image cannot be read anyway."""
+    try:
+        load_rgb(item.path)
+    except UserError as error:
+        log.warn(STAGE, f"{error}; it has no pseudo label and is left out")
+        return
+    raise UserError(
+        f"{STAGE}: {labels} has no label for {item.path} ({item.key}.png); make or complete the "
+        f"pseudo labels with: bash train_3.sh"
+    )
+
+
+def _check(config: Config) -> None:
+    """Stop before anything is loaded where a setting cannot work."""
+    settings = config.finetune
+    if settings.head not in HEADS:
+        raise UserError(f"finetune.head must be one of {', '.join(HEADS)}, not {settings.head!r}")
+    if not 0 < settings.label_scale <= 1:
+        raise UserError(f"finetune.label_scale must be in 0..1, is {settings.label_scale}")
+    if settings.batch_size < 2:
+        raise UserError("finetune.batch_size must be at least 2: batch norm compares images")

@@ -1,0 +1,105 @@
+"""Step 2.1: learn a pixel attention and the prototypes on the frozen step-1 network (PASS)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from core import checkpoint, training
+from core.data.datasets import MultiCropDataset
+from core.data.folders import list_images, split_folder
+from core.optim import LarcSGD
+from core.runtime import jt
+from core.torch_reader import state_dict_of
+from models.pass_net import PixelAttentionNet
+from uss import objectives, products, train_stage
+from uss.config import Config
+from uss.paths import RunFolder
+
+STAGE = "pixel_attention"
+
+# What step 1 has and this stage has no use for, and what is new here.
+_UNUSED_HEADS = ("projection_head_shallow.", "projection_head_pixel", "predictor_head_pixel.")
+_NEW = ("fbg.",)
+
+
+def run(config: Config, data: Path, run: RunFolder) -> None:
+    """Train the attention of ``config.arch`` on ``data/train`` into ``run.pixel_attention(arch)``.
+
+    Only ``fbg`` and the prototypes learn; batch norms keep updating their running statistics, as in
+    the reference. Resumes.
+
+    Raises:
+        UserError: missing data or step-1 checkpoint, one that does not cover the network, settings
+            that cannot work, a run of other settings in the folder.
+    """
+    settings = config.pixel_attention
+    items = list_images(split_folder(data, "train"))
+    train_stage.check(config, STAGE, len(items))
+    source = products.pretrained(run, config.arch)
+    facts = train_stage.source_fact(source, run.root, STAGE, config.pretrain.epochs)
+    plan = train_stage.make_plan(
+        config,
+        STAGE,
+        run.pixel_attention(config.arch),
+        ("heads", "assignment"),
+        {"images": len(items), **facts},
+    )
+    previous = training.previous_run(plan)
+    if training.finished(plan, previous):
+        return
+    dataset = MultiCropDataset(
+        items,
+        (settings.crop_size,),
+        (settings.crop_count,),
+        (settings.min_scale,),
+        (settings.max_scale,),
+    )
+    model = build(config, source)
+    optimizer = LarcSGD(
+        model.trainable_parameters(),
+        settings.momentum,
+        settings.weight_decay,
+        larc=settings.larc,
+    )
+    loader = train_stage.make_loader(config, STAGE, dataset)
+    training.fit(plan, model, optimizer, loader, PixelAttentionTask(model, config), previous)
+
+
+def build(config: Config, source: Path) -> PixelAttentionNet:
+    """A network with all weights of step 1 and a new attention.
+
+    Raises:
+        UserError: ``source`` lacks a weight of trunk, projection head or prototypes.
+    """
+    jt.set_global_seed(config.seed)
+    heads = config.heads
+    model = PixelAttentionNet(config.arch, heads.hidden_mlp, heads.feat_dim, heads.prototypes)
+    checkpoint.load_state(
+        model, state_dict_of(source), str(source), missing_ok=_NEW, unexpected_ok=_UNUSED_HEADS
+    )
+    return model
+
+
+class PixelAttentionTask(train_stage.PrototypeTask):
+    """The image-to-image loss of attended features of a batch (crops..., gridq, gridk)."""
+
+    def __init__(self, model: PixelAttentionNet, config: Config) -> None:
+        super().__init__(config.pixel_attention, config.heads.feat_dim)
+        self._model, self._config = model, config
+
+    def loss(self, batch: Any, step: int) -> tuple[Any, dict[str, Any]]:
+        """(image loss, {}), (1,) float32."""
+        crops = batch[:-2]
+        assignment = self._config.assignment
+        self._model.normalise_prototypes()
+        embedding, logits = self._model(crops, self._config.pixel_attention.threshold)
+        targets = objectives.assignments(
+            logits,
+            embedding,
+            self._model.prototypes.weight,
+            crops[0].shape[0],
+            assignment,
+            self.queue,
+        )
+        return objectives.swapped_loss(logits, targets, assignment.temperature), {}

@@ -1,0 +1,132 @@
+"""Step 1: image-to-image, deep-to-shallow and pixel-to-pixel self-supervised pretraining (PASS)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from core import training
+from core.data.datasets import MultiCropDataset
+from core.data.folders import list_images, split_folder
+from core.errors import UserError
+from core.optim import LarcSGD
+from core.runtime import jt
+from models.pass_net import PretrainNet
+from uss import objectives, train_stage
+from uss.config import Config
+from uss.paths import RunFolder
+
+STAGE = "pretrain"
+
+
+def run(config: Config, data: Path, run: RunFolder) -> None:
+    """Pretrain trunk ``config.arch`` on ``data/train`` into ``run.pretrain(arch)``; resumes.
+
+    Raises:
+        UserError: missing data, settings that cannot work, a run of other settings in the folder.
+    """
+    settings = config.pretrain
+    items = list_images(split_folder(data, "train"))
+    _check(config, len(items))
+    plan = train_stage.make_plan(
+        config,
+        STAGE,
+        run.pretrain(config.arch),
+        ("heads", "assignment"),
+        {"images": len(items)},
+    )
+    previous = training.previous_run(plan)
+    if training.finished(plan, previous):
+        return
+    dataset = MultiCropDataset(
+        items,
+        settings.crop_sizes,
+        settings.crop_counts,
+        settings.min_scales,
+        settings.max_scales,
+    )
+    model = build(config)
+    optimizer = LarcSGD(
+        train_stage.trainable(model),
+        settings.momentum,
+        settings.weight_decay,
+        larc=settings.larc,
+    )
+    loader = train_stage.make_loader(config, STAGE, dataset)
+    training.fit(plan, model, optimizer, loader, PretrainTask(model, config), previous)
+
+
+def build(config: Config) -> PretrainNet:
+    """A new network for ``config``, drawn from its seed."""
+    jt.set_global_seed(config.seed)
+    heads = config.heads
+    return PretrainNet(
+        config.arch, heads.hidden_mlp, heads.feat_dim, heads.prototypes, config.pretrain.shallow
+    )
+
+
+class PretrainTask(train_stage.PrototypeTask):
+    """The pretraining loss of a batch (crops..., gridq, gridk)."""
+
+    def __init__(self, model: PretrainNet, config: Config) -> None:
+        super().__init__(config.pretrain, config.heads.feat_dim)
+        self._model, self._config = model, config
+
+    def loss(self, batch: Any, step: int) -> tuple[Any, dict[str, Any]]:
+        """(total, {"image", "shallow<stage>"..., "pixel"}), each (1,) float32."""
+        *crops, gridq, gridk = batch
+        settings, assignment = self._config.pretrain, self._config.assignment
+        self._model.normalise_prototypes()
+        output = self._model(crops, gridq, gridk)
+        targets = objectives.assignments(
+            output.logits,
+            output.embedding,
+            self._model.prototypes.weight,
+            crops[0].shape[0],
+            assignment,
+            self.queue,
+        )
+        image = objectives.swapped_loss(output.logits, targets, assignment.temperature)
+        shallow = [
+            objectives.deep_to_shallow_loss(logits, targets, assignment.temperature)
+            for logits in output.shallow_logits
+        ]
+        pixel = objectives.pixel_loss(output.pixel_p, output.pixel_z)
+        total = objectives.weighted_total(image, shallow, pixel, settings.loss_weights)
+        parts = {f"shallow{stage}": term for stage, term in zip(settings.shallow, shallow)}
+        return total, {"image": image, **parts, "pixel": pixel}
+
+
+def _check(config: Config, images: int) -> None:
+    """Stop before anything is loaded where the settings contradict each other."""
+    train_stage.check(config, STAGE, images)
+    settings = config.pretrain
+    groups = {
+        len(values)
+        for values in (
+            settings.crop_sizes,
+            settings.crop_counts,
+            settings.min_scales,
+            settings.max_scales,
+        )
+    }
+    if len(groups) != 1:
+        raise UserError(
+            "pretrain.crop_sizes, crop_counts, min_scales and max_scales must have one entry per "
+            "crop size each"
+        )
+    if not settings.crop_counts or settings.crop_counts[0] < objectives.ASSIGNED_VIEWS:
+        raise UserError("pretrain.crop_counts must begin with at least 2: these are compared")
+    if len(set(settings.shallow)) != len(settings.shallow) or not set(settings.shallow) <= {
+        1,
+        2,
+        3,
+    }:
+        raise UserError(
+            f"pretrain.shallow must be distinct stages out of 1, 2, 3, not {settings.shallow}"
+        )
+    if len(settings.loss_weights) != 1 + len(settings.shallow) or sum(settings.loss_weights) <= 0:
+        raise UserError(
+            f"pretrain.loss_weights needs {1 + len(settings.shallow)} numbers with a positive sum, "
+            f"for the image loss and each stage of pretrain.shallow, not {settings.loss_weights}"
+        )

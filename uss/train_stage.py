@@ -1,0 +1,139 @@
+"""What the three training stages share: their plan, checks before anything is loaded, and the
+loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from core import checkpoint, distributed, log, training
+from core import config as core_config
+from core.data.datasets import ImageDataset
+from core.data.loader import Loader
+from core.errors import UserError
+from core.files import sha256_of
+from uss.config import Config
+from uss.objectives import Queue
+from uss.paths import CONFIG, LOG
+
+
+def make_plan(
+    config: Config, stage: str, folder: Path, sections: Sequence[str], facts: dict[str, Any]
+) -> training.Plan:
+    """Plan of the training stage whose settings are the section ``stage`` of ``config``.
+
+    Args:
+        folder: of its checkpoints, log and configuration.
+        sections: further fields of ``config`` that decide the result.
+        facts: what else decides it (images, weights it starts from); a run is only continued where
+            all of these are the same.
+    """
+    whole = core_config.to_dict(config)
+    section = getattr(config, stage)
+    decisive = ("arch", "seed", stage, *sections)
+    return training.Plan(
+        stage=stage,
+        folder=folder,
+        log_file=folder / LOG,
+        config_file=folder / CONFIG,
+        config=whole,
+        settings={**{name: whole[name] for name in decisive}, **facts},
+        epochs=section.epochs,
+        base_lr=section.base_lr,
+        final_lr=section.final_lr,
+        seed=config.seed,
+    )
+
+
+def check(config: Config, stage: str, images: int) -> None:
+    """Stop at once where the settings of ``stage`` cannot work with so many images and processes.
+
+    Raises:
+        UserError: names the setting to change.
+    """
+    section, world = getattr(config, stage), distributed.world_size()
+    if section.epochs < 1:
+        raise UserError(f"{stage}.epochs must be at least 1, is {section.epochs}")
+    if section.batch_size < 1 or section.batch_size % world:
+        raise UserError(
+            f"{stage}.batch_size is {section.batch_size} over all {world} processes: it must be a "
+            f"positive multiple of {world}; use --set {stage}.batch_size=..."
+        )
+    if images < section.batch_size:
+        raise UserError(
+            f"{stage}: {images} training images do not fill one batch of {section.batch_size}; "
+            f"add images or use --set {stage}.batch_size={max(images // world * world, world)}"
+        )
+    queue = getattr(section, "queue_length", 0)
+    if queue and queue < section.batch_size:
+        raise UserError(
+            f"{stage}.queue_length is {queue}, shorter than one batch of {section.batch_size}; use "
+            f"--set {stage}.queue_length=0 for none, or at least the batch size"
+        )
+
+
+def make_loader(config: Config, stage: str, dataset: ImageDataset) -> Loader:
+    """This process's share of the batches of ``stage``."""
+    return Loader(
+        dataset,
+        getattr(config, stage).batch_size,
+        config.seed,
+        config.workers,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+    )
+
+
+def source_fact(path: Path, run_folder: Path, stage: str, epochs: int) -> dict[str, str]:
+    """Checksum of the weights that a stage starts from, as a fact for :func:`make_plan`.
+
+    Warns where ``path`` is this run's own product of ``stage`` and that has not reached ``epochs``.
+    """
+    if path.is_relative_to(run_folder):
+        payload = checkpoint.load_latest(path.parent)
+        done = payload.get("epoch") if payload else None
+        if isinstance(done, int) and done < epochs:
+            log.warn(stage, f"{path} has only {done} of {epochs} epochs; going on from it")
+    return {"starts_from_sha256": sha256_of(path)}
+
+
+def trainable(model: Any) -> dict[str, Any]:
+    """Name -> Var of everything that gradients change: all but running statistics."""
+    return {name: var for name, var in model.named_parameters() if ".running_" not in f".{name}"}
+
+
+class PrototypeTask:
+    """The part of a training task that has to do with prototypes and the queue of embeddings.
+
+    Args:
+        section: the stage's settings: ``queue_length``, ``queue_start_epoch``, ``batch_size``,
+            ``freeze_prototypes_steps``.
+        feat_dim: channels of an embedding.
+    """
+
+    def __init__(self, section: Any, feat_dim: int) -> None:
+        self._section, self._feat_dim = section, feat_dim
+        self.queue: Queue | None = None
+
+    def start_epoch(self, epoch: int) -> None:
+        """Make the queue when its time has come, and ask anew whether it is filled."""
+        section = self._section
+        if self.queue is None and section.queue_length and epoch >= section.queue_start_epoch:
+            self.queue = Queue.empty(section.queue_length, self._feat_dim, section.batch_size)
+        if self.queue is not None:
+            self.queue.start_epoch()
+
+    def frozen(self, step: int) -> Collection[str]:
+        """The prototypes stand still at first: embeddings that mean nothing yet would move them."""
+        return ("prototypes.weight",) if step < self._section.freeze_prototypes_steps else ()
+
+    def state(self) -> dict[str, Any]:
+        """The queue of all processes, or None."""
+        return {"queue": None if self.queue is None else self.queue.numpy()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state` gave."""
+        queue = state["queue"]
+        self.queue = None if queue is None else Queue.restored(queue)
