@@ -61,6 +61,7 @@ def evaluate(
     match: dict[int, int] | None = None,
     boundary: bool = True,
     result_path: Path | None = None,
+    items: Sequence[ImageItem] | None = None,
 ) -> EvaluationResult:
     """Score ``<prediction_dir>/<key>.png`` for every image of ``<data>/<split>``.
 
@@ -71,11 +72,12 @@ def evaluate(
         match: {prediction id: class id}; None finds the best one on these images.
         boundary: also compute boundary IoU.
         result_path: also write the result there as JSON.
+        items: score only these images of the split; None takes all.
 
     Raises:
         UserError: a missing, broken or wrongly sized file, or an id out of range; names the file.
     """
-    items = labelled_images(data, split)
+    items = labelled_images(data, split) if items is None else items
     require_predictions(prediction_dir, items)
     metrics = SegmentationMetrics(num_classes, boundary)
     counts = (

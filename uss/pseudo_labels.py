@@ -22,6 +22,7 @@ from core.threshold_curve import ThresholdCurve, hundredths
 from core.worklist import Worklist, is_whole_label, named
 from uss import products
 from uss.config import Config
+from uss.evaluate import ARCHIVE_SUFFIX, best_point, curve_dict, labelled_images
 from uss.image_masks import ImageMasks, MaskSource, mask_source
 from uss.mask_average import LevelledLabel, label_from_masks
 from uss.networks import load_pixel_attention, network_input
@@ -143,20 +144,13 @@ def load_centroids(path: Path, num_classes: int, channels: int) -> np.ndarray:
 
 def _validation_items(data: Path) -> list[ImageItem]:
     """The validation images, each of which has a ground-truth mask."""
-    advice = "set the threshold by hand: --set pseudo_labels.threshold=0.35"
-    if not (data / "validation").is_dir() or not (data / "validation-segmentation").is_dir():
+    try:
+        return labelled_images(data, "validation")
+    except UserError as error:
         raise UserError(
-            f"{data} has no validation/ with validation-segmentation/, on which the threshold is "
-            f"chosen; {advice}"
-        )
-    items = list_images(data / "validation")
-    missing = [i.key for i in items if not mask_path(data, "validation", i.key).is_file()]
-    if missing:
-        raise UserError(
-            f"{data / 'validation-segmentation'} lacks the masks of {named(missing)}; add them or "
-            f"{advice}"
-        )
-    return items
+            f"the threshold is chosen on the validation masks, but {error}; or set it by hand: "
+            "--set pseudo_labels.threshold=0.35"
+        ) from error
 
 
 def _sweep(
@@ -170,7 +164,7 @@ def _sweep(
     """Label the validation split without threshold, then take the threshold of highest mIoU."""
     masks = ImageMasks(source, run.masks("validation"))
     settings = {**labeller.settings, "masks": source.fingerprint}
-    work = Worklist(run.pseudo_labels("validation"), settings, suffix=".npz")
+    work = Worklist(run.pseudo_labels("validation"), settings, suffix=ARCHIVE_SUFFIX)
 
     def label(item: ImageItem, path: Path) -> None:
         _save_levels(path, labeller.label(item, masks))
@@ -197,18 +191,10 @@ def _choose_threshold(
             curve.update(levelled.label, levelled.level, load_label(truth_path))
         except UserError as error:
             raise UserError(f"{truth_path}: {error}") from error
-    best = curve.best()
-    write_json(
-        run.threshold,
-        {
-            "threshold": best.threshold,
-            "miou": best.miou,
-            "curve": [[point.threshold, point.miou] for point in curve.points()],
-            "chosen_by": "validation masks",
-            "images": len(done),
-            "arch": config.arch,
-        },
-    )
+    points = curve.points()
+    best = best_point(points)
+    facts = {"chosen_by": "validation masks", "images": len(done), "arch": config.arch}
+    write_json(run.threshold, {**curve_dict(points), **facts})
     log.info(
         STAGE,
         f"threshold {best.threshold:.2f} gives the validation masks their best mIoU, "

@@ -86,7 +86,7 @@ def build_zip(
     prediction_dir: Path,
     items: Sequence[ImageItem],
     zip_path: Path,
-    match: dict[int, int],
+    match: dict[int, int] | None,
     method: Method,
     matched: bool = False,
     allow_missing: bool = False,
@@ -97,7 +97,7 @@ def build_zip(
         prediction_dir: ``<key>.png`` label maps of prediction ids.
         items: the images that the archive must cover.
         zip_path: the archive; an older one is replaced only when all went well.
-        match: {prediction id: class id}.
+        match: {prediction id: class id}; None leaves ``match.json`` out (then not ``matched``).
         method: content of ``method.txt``.
         matched: apply ``match`` to the pixels, instead of leaving that to ``match.json``.
         allow_missing: leave out images without prediction, with a warning.
@@ -117,20 +117,23 @@ def build_zip(
         log.warn(STAGE, f"{len(missing)} images are left out of {zip_path}: {named(missing)}")
     absent = set(missing)
     keys = sorted(item.key for item in items if item.key not in absent)
-    listed = identity_match(len(match) - 1) if matched else match
+    listed = identity_match(len(match) - 1) if matched and match else match
     with atomic_write(zip_path, sync=True) as file, zipfile.ZipFile(file, "w") as archive:
         for key in log.progress(keys, STAGE):
             path = folder / f"{key}.png"
-            data = _matched_png(path, match) if matched else path.read_bytes()
+            data = _matched_png(path, match) if matched and match else path.read_bytes()
             # PNG data is deflated already.
             _write(archive, f"{key}.png", data, zipfile.ZIP_STORED)
-        _write(archive, MATCH_NAME, match_text(listed).encode(), zipfile.ZIP_DEFLATED)
+        if listed is not None:
+            _write(archive, MATCH_NAME, match_text(listed).encode(), zipfile.ZIP_DEFLATED)
         _write(archive, METHOD_NAME, method.text().encode(), zipfile.ZIP_DEFLATED)
     log.info(STAGE, f"{len(keys)} predictions in {zip_path}; {describe_ids(listed)}")
 
 
-def describe_ids(match: dict[int, int]) -> str:
-    """Which ids an archive with this ``match.json`` holds."""
+def describe_ids(match: dict[int, int] | None) -> str:
+    """Which ids an archive with this ``match.json`` holds; None is an archive without one."""
+    if match is None:
+        return "ids inside are cluster ids, and there is no match.json"
     if all(label == class_id for label, class_id in match.items()):
         return "ids inside are class ids (match.json maps each to itself)"
     return "ids inside are cluster ids; match.json turns them into class ids"

@@ -66,19 +66,6 @@ def test_agreement_of_unrelated_and_of_single_clusters() -> None:
     assert (information, accuracy) == (pytest.approx(1.0), 1.0)
 
 
-@pytest.fixture(scope="module")
-def attention_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pixel-attention network with random weights."""
-    from core.checkpoint import model_state, save_checkpoint
-    from core.runtime import jt
-    from models.pass_net import PixelAttentionNet
-
-    jt.set_global_seed(5)
-    model = PixelAttentionNet("resnet18", hidden_mlp=8, feat_dim=4, prototypes=6)
-    folder = tmp_path_factory.mktemp("attention")
-    return save_checkpoint(folder, {"state_dict": model_state(model)})
-
-
 def photographs(folder: Path, count: int) -> None:
     """Half of them red and flat, half of them blue and striped; another size each."""
     rng = np.random.default_rng(4)

@@ -1,0 +1,154 @@
+"""Predict a folder of images with the trained segmenter, refine with SAM, and make result.zip.
+
+    python test.py --data_path /data/ImageNetS50 --mode validation    # scores, and finds the match
+    python test.py --data_path /data/ImageNetS50 --mode test          # bundles that match
+
+Writes ``<dump_path>/<mode>/<class>/<stem>.png`` and ``<dump_path>/result.zip``. Run again, it
+continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from core import config as core_config
+from core import distributed
+from core.errors import UserError, main_guard
+from core.files import read_json
+from uss import predict
+from uss.__main__ import record_time
+from uss.config import PRESETS, Config, preset
+from uss.paths import CHECKPOINT, CONFIG, PROJECT_ROOT, WEIGHTS, RunFolder
+from uss.products import PUBLISHED_SEGMENTER
+from uss.submission import Method
+
+RUNS = PROJECT_ROOT / "runs"
+
+
+@main_guard
+def main(arguments: list[str]) -> int:
+    """Run on the command line's arguments; returns the exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    options = _parser().parse_args(arguments)
+    run = RunFolder(_run_folder(options).absolute())
+    pretrained = _segmenter(options, run)
+    job = predict.RefinedRun(
+        data_path=options.data_path.absolute(),
+        mode=options.mode,
+        dump_path=options.dump_path.absolute(),
+        run=run,
+        pretrained=pretrained,
+        pretrained_sam=options.pretrained_sam,
+        arch=options.arch,
+        num_classes=options.num_classes,
+        match_file=options.match_file,
+        unmatched=options.unmatched,
+        allow_missing=options.allow_missing,
+        method=_method(options),
+    )
+    started = time.monotonic()
+    predict.run_refined(_config(options, pretrained), job)
+    if distributed.is_main():
+        record_time(run, f"test.py {options.mode}", time.monotonic() - started)
+        print(f"{job.dump_path / predict.ARCHIVE} is complete")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--mode", default="testB", help="folder below --data_path (testB)")
+    add("--data_path", type=Path, default=Path("/data/ImageNetS50"), help="data set folder")
+    add("--dump_path", type=Path, default=Path("./result"), help="where results go (./result)")
+    add("--pretrained", type=Path, help="segmenter (weights/checkpoint.pth.tar, or the run's own)")
+    add("--pretrained_sam", type=Path, help="SAM weights (those in weights/ or fetched)")
+    add("--match_file", type=Path, help="match.json to use (the one found on validation)")
+    add("-a", "--arch", help="trunk that the checkpoint must have (any)")
+    add("-c", "--num-classes", type=int, help="class count that it must have (any)")
+    add("--max_res", type=int, help="cap logits to max_res^2 pixels; 0 = never (1000)")
+    add("--run", type=Path, help="run folder of train_1..4.sh (runs/PRESET, or the only one)")
+    add("--preset", choices=sorted(PRESETS), help="settings (those the segmenter was trained with)")
+    add("--masks", choices=("sam", "superpixels"), help="source of masks (sam)")
+    add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one setting")
+    add("--allow-missing", action="store_true", help="make the archive despite broken images")
+    add("--unmatched", action="store_true", help="put no match.json into the archive")
+    group = parser.add_argument_group("method.txt")
+    for name in ("method", "train_data", "train_scheme", "link", "description"):
+        group.add_argument(f"--{name}", default=getattr(Method, name))
+    return parser
+
+
+def _method(options: argparse.Namespace) -> Method:
+    return Method(
+        method=options.method,
+        train_data=options.train_data,
+        train_scheme=options.train_scheme,
+        link=options.link,
+        description=options.description,
+    )
+
+
+def _run_folder(options: argparse.Namespace) -> Path:
+    """--run, else that of --preset, else the only one that has a segmenter."""
+    if options.run:
+        return options.run
+    if options.preset:
+        return RUNS / options.preset
+    found = sorted(path.parent.parent for path in RUNS.glob(f"*/segmenter/{CHECKPOINT}"))
+    asked = options.pretrained or (WEIGHTS / PUBLISHED_SEGMENTER).is_file()
+    if len(found) > 1 and not asked:
+        names = ", ".join(path.name for path in found)
+        raise UserError(
+            f"several runs have a segmenter ({names}); choose one with --run or --preset"
+        )
+    return found[0] if len(found) == 1 else RUNS / Config().preset
+
+
+def _segmenter(options: argparse.Namespace, run: RunFolder) -> Path:
+    """--pretrained, else the published checkpoint, else the run's own."""
+    own, published = run.segmenter / CHECKPOINT, WEIGHTS / PUBLISHED_SEGMENTER
+    # A run that was asked for by name comes before the published file.
+    first, second = (own, published) if options.run or options.preset else (published, own)
+    for path in (options.pretrained,) if options.pretrained else (first, second):
+        if path.is_file():
+            return path.absolute()
+    if options.pretrained:
+        raise UserError(f"--pretrained {options.pretrained} does not exist")
+    raise UserError(
+        f"no segmenter: neither {published} nor {own} exists; "
+        "run train_1.sh to train_4.sh or give --pretrained"
+    )
+
+
+def _config(options: argparse.Namespace, pretrained: Path) -> Config:
+    """Settings of --preset, else those that the segmenter was trained with, then the flags."""
+    beside = pretrained.parent / CONFIG
+    if options.preset:
+        config = preset(options.preset, Config().arch)
+    elif beside.is_file():
+        content = read_json(beside, "the settings of a run")
+        config = core_config.from_dict(Config, content, str(beside))
+    else:
+        config = Config()
+    assignments = list(options.set)
+    if options.max_res is not None:
+        assignments.append(f"predict.max_res={options.max_res}")
+    if options.masks:
+        assignments.append(f"masks.source={options.masks}")
+    return core_config.override(config, assignments)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a run as Ctrl-C does: one line, and everything finished is kept."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

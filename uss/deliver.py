@@ -1,0 +1,125 @@
+"""What becomes of finished label maps: a score where there are masks, a match, and the archive.
+
+Label maps hold cluster ids. A *match* names them, and can only be found on a split with masks; it
+is kept in a folder as ``match.json`` with ``evaluation.json`` beside it, which states the
+checkpoint that it is for, because the ids of another checkpoint mean other classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from core import log
+from core.data.folders import ImageItem, list_images, split_folder
+from core.errors import UserError
+from core.files import read_json, write_json
+from core.matching import read_match, write_match
+from core.worklist import Worklist, is_whole_label, named
+from uss.evaluate import EvaluationResult
+from uss.submission import Method, build_zip
+from uss.submission_check import check_zip
+
+STAGE = "result"
+MATCH = "match.json"
+EVALUATION = "evaluation.json"
+_CLUSTER_IDS = "the ids are cluster ids: no match to classes was found or given"
+_SHOWN_PROBLEMS = 5
+
+Match = dict[int, int]
+
+
+def has_masks(data: Path, split: str) -> bool:
+    """True where the ground truth of a split is at hand."""
+    return (data / f"{split}-segmentation").is_dir()
+
+
+def require_finished(
+    work: Worklist, items: Sequence[ImageItem], allow_missing: bool
+) -> list[ImageItem]:
+    """The items that have an intact result.
+
+    Raises:
+        UserError: some have none, unless ``allow_missing`` (all without one is always an error).
+    """
+    pending = {item.key for item in work.pending(items, is_whole_label)}
+    finished = [item for item in items if item.key not in pending]
+    if pending and not (allow_missing and finished):
+        raise UserError(
+            f"no archive: {len(pending)} of {len(items)} images have no label map "
+            f"({named(sorted(pending))}); mend or remove them and run the same command again"
+            + (", or pass --allow-missing" if finished else "")
+        )
+    return finished
+
+
+def keep_evaluation(
+    folder: Path, split: str, checkpoint_sha256: str, results: dict[str, EvaluationResult]
+) -> None:
+    """Write the results by name, and the match of the last one, into ``folder``; print the
+    mIoUs.
+    """
+    *_, (_, last) = results.items()
+    write_match(folder / MATCH, last.match)
+    content = {name: result.to_dict() for name, result in results.items()}
+    header = {"split": split, "checkpoint_sha256": checkpoint_sha256}
+    write_json(folder / EVALUATION, {**header, **content})
+    for name, result in results.items():
+        print(
+            f"mIoU {name.replace('_', ' ')} ({split}): {100 * result.scores.miou:.2f}", flush=True
+        )
+
+
+def kept_match(folders: Iterable[Path], checkpoint_sha256: str, num_classes: int) -> Match | None:
+    """The first match that :func:`keep_evaluation` left in one of ``folders`` for this
+    checkpoint.
+    """
+    for folder in folders:
+        if not (folder / MATCH).is_file() or not (folder / EVALUATION).is_file():
+            continue
+        origin = read_json(folder / EVALUATION, "the evaluation that found the match beside it")
+        if origin.get("checkpoint_sha256") == checkpoint_sha256:
+            log.info(STAGE, f"using the match found on {origin.get('split')}: {folder / MATCH}")
+            return read_match(folder / MATCH, num_classes)
+        log.warn(STAGE, f"{folder / MATCH} belongs to another checkpoint and is not used")
+    return None
+
+
+def pack(
+    labels: Path,
+    data: Path,
+    split: str,
+    items: Sequence[ImageItem],
+    archive: Path,
+    match: Match | None,
+    num_classes: int,
+    method: Method,
+) -> None:
+    """Zip the label maps of ``items`` with the match and ``method.txt``, then check the archive.
+
+    Args:
+        labels: folder of ``<key>.png``.
+        data, split: the images; those that are not in ``items`` are left out, with a warning.
+        match: None leaves ``match.json`` out, which the log and ``method.txt`` then say.
+
+    Raises:
+        UserError: the archive has a problem; the first ones are named and the archive is removed.
+    """
+    every = list_images(split_folder(data, split))
+    left_out = sorted({item.key for item in every} - {item.key for item in items})
+    if left_out:
+        log.warn(STAGE, f"{len(left_out)} images are not in {archive}: {named(left_out)}")
+    tolerated = {f"{key}.png: missing" for key in left_out}
+    if match is None:
+        log.warn(STAGE, f"{_CLUSTER_IDS}; {archive} has no {MATCH}")
+        method = replace(method, description=f"{method.description} ({_CLUSTER_IDS})")
+        tolerated.add(f"{MATCH}: missing")
+    build_zip(labels, items, archive, match, method)
+    problems = [p for p in check_zip(archive, data, split, num_classes) if p not in tolerated]
+    if problems:
+        archive.unlink()
+        raise UserError(
+            f"the archive has {len(problems)} problems and was removed: "
+            + "; ".join(problems[:_SHOWN_PROBLEMS])
+        )
