@@ -85,6 +85,19 @@ def layer_norm(x: Var, weight: Var, bias: Var, eps: float, activation: str = "")
     return out.reshape(x.shape)
 
 
+def transpose(x: Var) -> Var:
+    """(B, M, N) -> (B, N, M)."""
+    if jt.flags.use_cuda:
+        return x.permute(0, 2, 1)
+    batch, rows, columns = x.shape
+    return _run(
+        "transpose",
+        "transpose(in0_p, out0_p, in0_shape0, in0_shape1, in0_shape2);",
+        (batch, columns, rows),
+        [x],
+    )
+
+
 def conv2d(
     x: Var,
     weight: Var,
@@ -122,7 +135,7 @@ def conv2d(
                data["activation"]);
         """,
         (batch, *size, out_channels),
-        [x, weight.permute(0, 2, 3, 1), weight.reshape(-1) if bias is None else bias],
+        [x, weight, weight.reshape(-1) if bias is None else bias],
         channels=channels,
         height=height,
         width=width,
@@ -390,11 +403,11 @@ def upscale_masks(
         "upscale",
         """
         const Upscale shape = {int(in0_shape0), int(in0_shape1), int(in0_shape2), int(in0_shape3),
-                               int(in2_shape0), int(in6_shape0), int(in7_shape1)};
+                               int(in1_shape1), int(in5_shape1), int(in7_shape1)};
         upscale_masks(shape, in0_p, in1_p, in2_p, in3_p, in4_p, data["eps"], in5_p, in6_p, in7_p, out0_p);
         """,
         (batch, hyper.shape[1], 4 * height, 4 * width),
-        [x, w1.permute(0, 2, 3, 1), b1, norm_weight, norm_bias, w2.permute(0, 2, 3, 1), b2, hyper],
+        [x, w1, b1, norm_weight, norm_bias, w2, b2, hyper],
         eps=eps,
     )
 

@@ -17,6 +17,7 @@ from sam.image_encoder import ImageEncoderViT
 from sam.mask_decoder import MaskDecoder
 from sam.prompt_encoder import PromptEncoder
 from sam.tiny_vit import TinyViT
+from sam.upscale import MaskUpscaler
 
 Var = Any
 
@@ -95,13 +96,12 @@ class Sam(nn.Module):
         Returns:
             (B, M, H, W).
         """
-        side = self.image_encoder.img_size
-        with jt.no_grad():
-            full = nn.interpolate(masks, size=(side, side), mode="bilinear", align_corners=False)
-            inside = full[..., : input_size[0], : input_size[1]]
-            return nn.interpolate(
-                inside, size=tuple(original_size), mode="bilinear", align_corners=False
-            )
+        low_res = to_numpy(masks)
+        upscale = MaskUpscaler(
+            low_res.shape[-1], self.image_encoder.img_size, tuple(input_size), tuple(original_size)
+        )
+        full = np.stack([upscale(mask) for mask in low_res.reshape(-1, *low_res.shape[-2:])])
+        return jt.array(full.reshape(*low_res.shape[:2], *original_size))
 
 
 def build_sam(image_encoder: Any, checkpoint: str | Path | None = None) -> Sam:

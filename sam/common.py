@@ -17,6 +17,13 @@ def to_numpy(x: Any) -> np.ndarray:
     return x.numpy() if isinstance(x, jt.Var) else np.asarray(x)
 
 
+def to_planes(x: Var) -> Var:
+    """Channels-last (B, h, w, C) -> (B, C, h, w)."""
+    batch, height, width, channels = x.shape
+    flat = ops.transpose(x.reshape(batch, height * width, channels))
+    return flat.reshape(batch, channels, height, width)
+
+
 class Linear(nn.Linear):
     """``nn.Linear`` with the activation and the residual sum in the same pass."""
 
@@ -100,4 +107,4 @@ class Neck(nn.Sequential):
         """(B, h, w, channels) -> (B, out_channels, h, w)."""
         for layer in self:
             x = layer(x)
-        return x.permute(0, 3, 1, 2)
+        return to_planes(x)

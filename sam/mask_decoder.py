@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from core import ops
 from core.runtime import jt, nn
 from sam.common import MLP, Activation, layer_norm_2d
 from sam.transformer import TwoWayTransformer
 
 Var = Any
+
+# Each prompt has its own copy of the image places (4 MiB): more prompts than this go in turns.
+_PROMPTS_AT_ONCE = 64
 
 
 class MaskDecoder(nn.Module):
@@ -70,28 +75,40 @@ class MaskDecoder(nn.Module):
             Mask logits (B, 3 or 1, 4h, 4w) and predicted IoU (B, 3 or 1).
         """
         wanted = list(range(1, self.num_mask_tokens)) if multimask_output else [0]
+        batch, parts = sparse_prompt_embeddings.shape[0], []
+        tokens = self._tokens(sparse_prompt_embeddings)
         with jt.no_grad():
-            masks, iou = self._predict(
-                image_embeddings,
-                image_pe,
-                sparse_prompt_embeddings,
-                dense_prompt_embeddings,
-                wanted,
-            )
-            jt.sync([masks, iou])
-        return masks, iou
+            for start in range(0, batch, _PROMPTS_AT_ONCE):
+                some = slice(start, start + _PROMPTS_AT_ONCE)
+                shared = dense_prompt_embeddings.shape[0] == 1
+                dense = dense_prompt_embeddings if shared else dense_prompt_embeddings[some]
+                part = self._predict(image_embeddings + dense, image_pe, tokens[some], wanted)
+                jt.sync(part)
+                parts.append(part)
+        if len(parts) == 1:
+            return parts[0]
+        masks, iou = zip(*parts)
+        return jt.concat(masks, dim=0), jt.concat(iou, dim=0)
+
+    def _tokens(self, sparse: Var) -> np.ndarray:
+        """(B, 1 + masks + prompt tokens, C): the decoder's own tokens, then the prompt's."""
+        own = np.concatenate([self.iou_token.weight.numpy(), self.mask_tokens.weight.numpy()])
+        repeated = np.broadcast_to(own, (sparse.shape[0], *own.shape))
+        return np.concatenate([repeated, sparse.numpy()], axis=1)
 
     def _predict(
-        self, image: Var, image_pe: Var, sparse: Var, dense: Var, wanted: list[int]
+        self, image: Var, image_pe: Var, tokens: np.ndarray, wanted: list[int]
     ) -> tuple[Var, Var]:
-        batch, height, width = sparse.shape[0], *image.shape[2:]
-        own = jt.concat([self.iou_token.weight, self.mask_tokens.weight], dim=0)
-        tokens = jt.concat([own.unsqueeze(0).broadcast([batch, *own.shape]), sparse], dim=1)
-        out, places = self.transformer(image + dense, image_pe, tokens)
+        batch, height, width = tokens.shape[0], *image.shape[2:]
+        out, places = self.transformer(image, image_pe, jt.array(tokens))
 
-        # The first token predicts the IoU, the others turn into the vectors of their masks.
-        iou = self.iou_prediction_head(out[:, 0])[:, wanted[0] : wanted[-1] + 1]
-        hyper = jt.stack([self.output_hypernetworks_mlps[i](out[:, 1 + i]) for i in wanted], dim=1)
+        # The first token predicts the IoU, the others turn into the vectors of their masks. They are
+        # taken apart and put together with numpy, for which nothing has to be compiled.
+        rows = out.numpy()
+        iou = self.iou_prediction_head(jt.array(rows[:, 0])).numpy()[:, wanted]
+        heads = self.output_hypernetworks_mlps
+        vectors = [heads[i](jt.array(rows[:, 1 + i])).numpy() for i in wanted]
+        hyper = jt.array(np.stack(vectors, axis=1))
         first, norm, _, second, _ = list(self.output_upscaling)
         masks = ops.upscale_masks(
             places.reshape(batch, height, width, -1),
@@ -104,4 +121,4 @@ class MaskDecoder(nn.Module):
             second.bias,
             hyper,
         )
-        return masks, iou
+        return masks, jt.array(iou)

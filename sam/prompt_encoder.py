@@ -1,14 +1,16 @@
-"""SAM's prompt encoder: points, boxes and low-resolution masks to embeddings."""
+"""SAM's prompt encoder: points, boxes and low-resolution masks to embeddings.
+
+Points and boxes are a few numbers, embedded with numpy: no kernel has to be compiled for them.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from core.runtime import jt, nn
-from sam.common import Activation, Conv2d, layer_norm_2d, to_numpy
+from sam.common import Activation, Conv2d, layer_norm_2d, to_numpy, to_planes
 
 Var = Any
 
@@ -54,69 +56,62 @@ class PromptEncoder(nn.Module):
 
     def get_dense_pe(self) -> Var:
         """Position embedding of the image places, (1, embed_dim, h, w)."""
-        with jt.no_grad():
-            return self.pe_layer(self.image_embedding_size)
+        return self.pe_layer(self.image_embedding_size)
 
     def execute(
-        self, points: tuple[Var, Var] | None, boxes: Var | None, masks: Var | None
+        self,
+        points: tuple[Var | np.ndarray, Var | np.ndarray] | None,
+        boxes: Var | np.ndarray | None,
+        masks: Var | None,
     ) -> tuple[Var, Var]:
         """Embed the prompts of B objects.
 
         Args:
-            points: coordinates (B, N, 2), (x, y) in input pixels, and labels (B, N): 1 foreground, 0 background,
-                -1 padding. Without boxes one padding point is added, as in training.
+            points: coordinates (B, N, 2), (x, y) in input pixels, and labels (B, N): 1 foreground,
+                0 background, -1 padding. Without boxes one padding point is added, as in training.
             boxes: (B, 4) xyxy in input pixels.
             masks: (B, 1, 4h, 4w) logits.
 
         Returns:
-            Sparse (B, tokens, embed_dim) and dense (B, embed_dim, h, w); without masks the dense embedding is the
-            same for all and comes as (1, embed_dim, h, w), which the decoder broadcasts without copies.
+            Sparse (B, tokens, embed_dim) and dense (B, embed_dim, h, w); without masks the dense
+            embedding is the same for all prompts and comes once, as (1, embed_dim, h, w).
         """
+        sparse = []
+        if points is not None:
+            coords, labels = to_numpy(points[0]), to_numpy(points[1])
+            sparse.append(self._embed_points(coords, labels, pad=boxes is None))
+        if boxes is not None:
+            sparse.append(self._embed_boxes(to_numpy(boxes)))
+        if not sparse:
+            batch = 1 if masks is None else masks.shape[0]
+            sparse.append(np.zeros((batch, 0, self.embed_dim), np.float32))
         with jt.no_grad():
-            batch = _batch_size(points, boxes, masks)
-            sparse = []
-            if points is not None:
-                sparse.append(self._embed_points(*points, pad=boxes is None))
-            if boxes is not None:
-                sparse.append(self._embed_boxes(boxes))
-            embedding = jt.concat(sparse, dim=1) if sparse else jt.zeros((batch, 0, self.embed_dim))
-            return embedding, self._embed_masks(masks)
+            return jt.array(np.concatenate(sparse, axis=1)), self._embed_masks(masks)
 
-    def _embed_points(self, coords: Var, labels: Var, pad: bool) -> Var:
-        coords, labels = to_numpy(coords).astype(np.float32) + 0.5, to_numpy(labels)
+    def _embed_points(self, coords: np.ndarray, labels: np.ndarray, pad: bool) -> np.ndarray:
+        centres = coords.astype(np.float32) + np.float32(0.5)
         if pad:
-            batch = coords.shape[0]
-            coords = np.concatenate([coords, np.zeros((batch, 1, 2), np.float32)], axis=1)
-            labels = np.concatenate([labels, np.full((batch, 1), _PADDING, labels.dtype)], axis=1)
-        kind = jt.array(labels[..., None].astype(np.int32))
-        where = self.pe_layer.at(jt.array(coords), self.input_image_size)
-        embedding = jt.where(kind == _PADDING, jt.zeros_like(where), where)
-        for value, table in (
-            (_PADDING, self.not_a_point_embed),
-            (_BACKGROUND, self.point_embeddings[_BACKGROUND]),
-            (_FOREGROUND, self.point_embeddings[_FOREGROUND]),
-        ):
-            embedding = embedding + (kind == value).float32() * table.weight
+            centres = np.pad(centres, ((0, 0), (0, 1), (0, 0)))
+            labels = np.pad(labels, ((0, 0), (0, 1)), constant_values=_PADDING)
+        embedding = self.pe_layer.at(centres, self.input_image_size)
+        embedding[labels == _PADDING] = self.not_a_point_embed.weight.numpy()
+        for kind in (_BACKGROUND, _FOREGROUND):
+            embedding[labels == kind] += self.point_embeddings[kind].weight.numpy()
         return embedding
 
-    def _embed_boxes(self, boxes: Var) -> Var:
-        corners = to_numpy(boxes).astype(np.float32).reshape(-1, 2, 2) + 0.5
-        kinds = [
-            self.point_embeddings[_TOP_LEFT].weight,
-            self.point_embeddings[_BOTTOM_RIGHT].weight,
-        ]
-        return self.pe_layer.at(jt.array(corners), self.input_image_size) + jt.concat(kinds, dim=0)
+    def _embed_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        corners = boxes.astype(np.float32).reshape(-1, 2, 2) + np.float32(0.5)
+        kinds = [self.point_embeddings[kind].weight.numpy() for kind in (_TOP_LEFT, _BOTTOM_RIGHT)]
+        return self.pe_layer.at(corners, self.input_image_size) + np.concatenate(kinds)
 
     def _embed_masks(self, masks: Var | None) -> Var:
         if masks is None:
-            h, w = self.image_embedding_size
-            return self.no_mask_embed.weight.reshape(1, -1, 1, 1).broadcast(
-                [1, self.embed_dim, h, w]
-            )
+            row = self.no_mask_embed.weight.numpy().reshape(1, -1, 1, 1)
+            return jt.array(np.tile(row, (1, 1, *self.image_embedding_size)))
         down = self.mask_downscaling
         x = down[1](down[0](masks, channels_first=True), "gelu")
         x = down[4](down[3](x), "gelu")
-        return down[6](x).permute(0, 3, 1, 2)
+        return to_planes(down[6](x))
 
 
 class PositionEmbeddingRandom(nn.Module):
@@ -124,25 +119,25 @@ class PositionEmbeddingRandom(nn.Module):
 
     def __init__(self, num_pos_feats: int) -> None:
         self.positional_encoding_gaussian_matrix = jt.randn((2, num_pos_feats)).stop_grad()
+        # The last grid and the matrix and size that it belongs to: it is asked for with every prompt.
+        self._grid: tuple[np.ndarray, tuple[int, int], np.ndarray] | None = None
 
     def execute(self, size_hw: tuple[int, int]) -> Var:
         """Embedding of the centres of an (h, w) grid: (1, 2 num_pos_feats, h, w)."""
-        h, w = size_hw
-        y, x = np.meshgrid(np.arange(h) + 0.5, np.arange(w) + 0.5, indexing="ij")
-        grid = np.stack([x, y], axis=-1).astype(np.float32)
-        return self.at(jt.array(grid), size_hw).permute(2, 0, 1).unsqueeze(0)
+        matrix = self.positional_encoding_gaussian_matrix.numpy()
+        known = self._grid
+        if known is None or known[1] != size_hw or not np.array_equal(known[0], matrix):
+            h, w = size_hw
+            y, x = np.meshgrid(np.arange(h) + 0.5, np.arange(w) + 0.5, indexing="ij")
+            grid = self.at(np.stack([x, y], axis=-1).astype(np.float32), size_hw)
+            known = (matrix, size_hw, np.ascontiguousarray(grid.transpose(2, 0, 1)[None]))
+            self._grid = known
+        return jt.array(known[2])
 
-    def at(self, coords: Var, size_hw: tuple[int, int]) -> Var:
+    def at(self, coords: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
         """(..., 2) points (x, y) in pixels of an image of ``size_hw`` -> (..., 2 num_pos_feats)."""
         h, w = size_hw
-        unit = coords / jt.array(np.array([w, h], np.float32))
-        angle = (2 * math.pi) * jt.matmul(2 * unit - 1, self.positional_encoding_gaussian_matrix)
-        return jt.concat([jt.sin(angle), jt.cos(angle)], dim=-1)
-
-
-def _batch_size(points: tuple[Var, Var] | None, boxes: Var | None, masks: Var | None) -> int:
-    if points is not None:
-        return points[0].shape[0]
-    if boxes is not None:
-        return boxes.shape[0]
-    return 1 if masks is None else masks.shape[0]
+        unit = coords / np.array([w, h], np.float32)
+        matrix = self.positional_encoding_gaussian_matrix.numpy()
+        angle = np.float32(2 * np.pi) * ((2 * unit - 1) @ matrix)
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)

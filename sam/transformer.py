@@ -149,4 +149,4 @@ class Attention(nn.Module):
 
 def _places(x: Var) -> Var:
     """(B, C, h, w) -> (B, h * w, C)."""
-    return x.reshape(x.shape[0], x.shape[1], -1).permute(0, 2, 1)
+    return ops.transpose(x.reshape(x.shape[0], x.shape[1], -1))

@@ -1,4 +1,4 @@
-// Convolutions on channels-last maps. Dense: in0 x, in1 w (O,k,k,I), in2 bias (O) -> (B,h,w,O).
+// Convolutions on channels-last maps, with the weights as PyTorch stores them.
 namespace kernels {
 
 struct Window {
@@ -23,9 +23,16 @@ static void gather_patch(const float* image, const Window& s, int oy, int ox, fl
         }
 }
 
+// x (B,H,W,I) or, by its steps, (B,I,H,W); w (O,I,k,k); bias (O) or null; y (B,h,w,O).
 static void conv2d(const float* x, const float* w, const float* bias, float* y, int batch,
                    const Window& s, int out_channels, int activation) {
-    const int places = s.out_height * s.out_width, depth = s.kernel * s.kernel * s.channels;
+    const int taps = s.kernel * s.kernel, places = s.out_height * s.out_width, depth = taps * s.channels;
+    Buffer by_tap(size_t(out_channels) * depth);  // (O,k,k,I), the order of a gathered patch
+#pragma omp parallel for schedule(static)
+    for (int o = 0; o < out_channels; o++)
+        for (int c = 0; c < s.channels; c++)
+            for (int t = 0; t < taps; t++)
+                by_tap[(int64_t(o) * taps + t) * s.channels + c] = w[(int64_t(o) * s.channels + c) * taps + t];
     const int rows = std::max(32, std::min(256, 65536 / depth)), blocks = (places + rows - 1) / rows;
 #pragma omp parallel for schedule(dynamic)
     for (int task = 0; task < batch * blocks; task++) {
@@ -35,7 +42,8 @@ static void conv2d(const float* x, const float* w, const float* bias, float* y, 
         for (int p = p0; p < p1; p++)
             gather_patch(from, s, p / s.out_width, p % s.out_width, patches + int64_t(p - p0) * depth);
         float* block = y + (int64_t(image) * places + p0) * out_channels;
-        matmul_t(p1 - p0, out_channels, depth, 1, patches, depth, w, depth, 0, block, out_channels);
+        matmul_t(p1 - p0, out_channels, depth, 1, patches, depth, by_tap.data(), depth, 0, block,
+                 out_channels);
         for (int p = p0; p < p1; p++, block += out_channels) {
             if (bias)
                 for (int c = 0; c < out_channels; c++) block[c] += bias[c];

@@ -18,6 +18,25 @@ static void expand_heads(const TwoWay& s, float alpha, const float* t, const flo
                s.channels, 0, rows + int64_t(h) * s.tokens * s.channels, s.channels);
 }
 
+// Softmax down each column of (tokens, n), rows `ld` apart: neighbouring places side by side in a vector.
+static void softmax_columns(float* x, int tokens, int n, int64_t ld, float* top, float* sum) {
+    std::memcpy(top, x, sizeof(float) * n);
+    for (int t = 1; t < tokens; t++)
+        for (int i = 0; i < n; i++) top[i] = std::max(top[i], x[t * ld + i]);
+    std::memset(sum, 0, sizeof(float) * n);
+    for (int t = 0; t < tokens; t++) {
+        float* row = x + t * ld;
+#pragma omp simd
+        for (int i = 0; i < n; i++) {
+            row[i] = fast_exp(row[i] - top[i]);
+            sum[i] += row[i];
+        }
+    }
+    for (int i = 0; i < n; i++) sum[i] = 1.0f / sum[i];
+    for (int t = 0; t < tokens; t++)
+        for (int i = 0; i < n; i++) x[t * ld + i] *= sum[i];
+}
+
 // x' = LayerNorm(x + attention(queries x + pe, keys k, values v)): the image looks at the tokens.
 // k, v (batch, tokens, inner); wq (inner, channels); wo (channels, inner); out (batch, places, channels).
 static void image_to_token(const TwoWay& s, const float* x, const float* pe, const float* k, const float* v,
@@ -50,16 +69,16 @@ static void image_to_token(const TwoWay& s, const float* x, const float* pe, con
         const float* place = pe + int64_t(p0) * C;
         float* to = out + (int64_t(b) * s.places + p0) * C;
         float* sum = scratch(0, size_t(block) * C);
-        float* scores = scratch(1, size_t(block) * rows);
+        float* scores = scratch(1, size_t(block) * (rows + 2));
+        float* top = scores + size_t(block) * rows;
         for (int i = 0; i < n * C; i++) sum[i] = from[i] + place[i];
-        matmul_t(n, rows, C, 1, sum, C, u.data() + b * per_prompt, C, 0, scores, rows);
+        matmul_t(rows, n, C, 1, u.data() + b * per_prompt, C, sum, C, 0, scores, block);
         const float* add = shift.data() + size_t(b) * rows;
-        for (int i = 0; i < n; i++) {
-            float* row = scores + i * rows;
-            for (int r = 0; r < rows; r++) row[r] += add[r];
-            for (int h = 0; h < s.heads; h++) softmax_row(row + h * s.tokens, s.tokens);
-        }
-        matmul(n, C, rows, 1, scores, rows, p.data() + b * per_prompt, C, 0, sum, C);
+        for (int r = 0; r < rows; r++)
+            for (int i = 0; i < n; i++) scores[r * block + i] += add[r];
+        for (int h = 0; h < s.heads; h++)
+            softmax_columns(scores + h * s.tokens * block, s.tokens, n, block, top, top + block);
+        t_matmul(n, C, rows, 1, scores, block, p.data() + b * per_prompt, C, 0, sum, C);
         for (int i = 0; i < n; i++) {
             float* y = sum + i * C;
             for (int c = 0; c < C; c++) y[c] += from[i * C + c] + bo[c];
