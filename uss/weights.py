@@ -74,7 +74,7 @@ def find_sam(weights_dir: Path = WEIGHTS) -> SamWeights:
         return _announced(SamWeights(manifest()["fetched"]["model"], cached))
     raise UserError(
         "no SAM weights: run `python -m uss weights` to fetch a small one, or put "
-        f"sam_vit_b_01ec64.pth into {weights_dir} (or use superpixels, which need none)"
+        f"sam_vit_b_01ec64.pth into {weights_dir} (or do without: --set masks.source=superpixels)"
     )
 
 
