@@ -109,19 +109,17 @@ def test_bool_masks_are_the_logits_above_the_threshold(predictor: Any) -> None:
     assert single.shape == (1, 90, 120)
 
 
-def test_upscaled_logits_are_those_of_the_official_post_processing(predictor: Any) -> None:
-    from core.runtime import jt
-
+def test_a_batch_of_prompts_is_the_prompts_one_by_one(predictor: Any) -> None:
     rgb = np.random.default_rng(1).integers(0, 256, (77, 130, 3)).astype(np.uint8)
     predictor.set_image(rgb)
-    coords = predictor.transform.apply_coords(np.array([[[3.0, 4.0]], [[90.0, 60.0]]]), (77, 130))
-    labels = np.ones((2, 1), np.int32)
-    logits, _, low_res = predictor.predict_batch(coords, labels, return_logits=True)
-    assert logits.shape == (2, 3, 77, 130)
-    official = predictor.model.postprocess_masks(
-        jt.array(low_res), predictor.input_size, predictor.original_size
-    ).numpy()
-    assert np.abs(logits - official).max() < 1e-5 * np.abs(official).max()
+    points = np.array([[[3.0, 4.0]], [[90.0, 60.0]]])
+    coords = predictor.transform.apply_coords(points, (77, 130))
+    batch = predictor.predict_batch(coords, np.ones((2, 1), np.int32), return_logits=True)
+    assert batch[0].shape == (2, 3, 77, 130) and batch[2].shape == (2, 3, 64, 64)
+    for i, point in enumerate(points):
+        single = predictor.predict(point, np.array([1]), return_logits=True)
+        for together, alone in zip(batch, single):
+            np.testing.assert_allclose(together[i], alone, atol=1e-5 * np.abs(alone).max())
 
 
 def test_channel_order_is_the_caller_s_choice(predictor: Any) -> None:
