@@ -1,7 +1,8 @@
-"""CPU kernels with gradients for the layers that dominate training: OpenMP C++ inside Jittor functions.
+"""CPU kernels with gradients for the layers that training needs most: OpenMP in Jittor functions.
 
-Jittor's generated elementwise and reduce kernels use one thread and one pass over memory per operation. These fuse
-what belongs together. Numbers that vary are passed as data, not as source text, so that each kernel is compiled once.
+Jittor's generated elementwise and reduce kernels use one thread and one pass over memory per
+operation. These fuse what belongs together. Numbers that vary are passed as data, not as source
+text, so that each kernel is compiled once.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from core.runtime import jt
 
 Var = Any
 
-# Per channel c over n planes of `area` values: in0 x, in1 residual, in2 weight, in3 bias, in4/5 running mean/var;
-# out0 y, out1 statistics (4,C): mean, what float32 lost of the mean, 1/std, unused; out2/3 new running mean/var.
+# Per channel c over n planes of `area` values: in0 x, in1 residual, in2 weight, in3 bias, in4/5
+# running mean/var; out0 y, out1 statistics (3,C): mean, what float32 lost of the mean, 1/std;
+# out2/3 new running mean/var.
 _BATCH_NORM = """
     const int batch = in0_shape0, channels = in0_shape1; const int64 area = in0_shape2;
-    const bool affine = data["affine"], relu = data["relu"], add = data["residual"], train = data["train"];
+    const bool affine = data["affine"], relu = data["relu"];
+    const bool add = data["residual"], train = data["train"];
     const double eps = data["eps"], momentum = data["momentum"], count = double(batch) * area;
     #pragma omp parallel for schedule(static)
     for (int c = 0; c < channels; c++) {
@@ -68,10 +71,12 @@ _BATCH_NORM = """
     }
 """
 
-# in0 x, in1 y, in2 gradient of y, in3 weight, in4 statistics; out0..3 gradients of x, residual, weight, bias.
+# in0 x, in1 y, in2 gradient of y, in3 weight, in4 statistics; out0..3 gradients of x, residual,
+# weight, bias.
 _BATCH_NORM_GRAD = """
     const int batch = in0_shape0, channels = in0_shape1; const int64 area = in0_shape2;
-    const bool affine = data["affine"], relu = data["relu"], add = data["residual"], train = data["train"];
+    const bool affine = data["affine"], relu = data["relu"];
+    const bool add = data["residual"], train = data["train"];
     const double count = double(batch) * area;
     #pragma omp parallel for schedule(static)
     for (int c = 0; c < channels; c++) {
@@ -112,21 +117,42 @@ _BATCH_NORM_GRAD = """
 """
 
 
-class BatchNormFunction(jt.Function):
-    """relu(batch_norm(x) + residual) of (N,C,S) float32; the new running statistics are left as attributes.
+def batch_norm(
+    x: Var,
+    residual: Var | None,
+    weight: Var | None,
+    bias: Var | None,
+    running_mean: Var,
+    running_var: Var,
+    eps: float,
+    momentum: float,
+    relu: bool,
+    train: bool,
+) -> tuple[Var, Var, Var]:
+    """(relu(batch_norm(x) + residual), new running mean, new running variance) of (N,C,S) float32.
 
-    Inputs: x, residual or None, weight (C,) or None, bias (C,) or None, running mean (C,), running variance (C,).
+    Vectors are (C,). Where ``train`` is false the running statistics normalise and come back
+    unchanged.
     """
+    settings = {
+        "eps": eps,
+        "momentum": momentum,
+        "affine": int(weight is not None),
+        "residual": int(residual is not None),
+        "relu": int(relu),
+        "train": int(train),
+    }
+    function = _BatchNorm(settings)
+    y = function(x, residual, weight, bias, running_mean, running_var)
+    return y, function.new_mean, function.new_var
 
-    def __init__(self, eps: float, momentum: float, affine: bool, relu: bool, train: bool) -> None:
+
+class _BatchNorm(jt.Function):
+    """The two kernels above as one function, differentiable in x, residual, weight and bias."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
-        self.settings = {
-            "eps": eps,
-            "momentum": momentum,
-            "affine": int(affine),
-            "relu": int(relu),
-            "train": int(train),
-        }
+        self.settings = settings
 
     def execute(
         self,
@@ -137,8 +163,8 @@ class BatchNormFunction(jt.Function):
         running_mean: Var,
         running_var: Var,
     ) -> Var:
-        # A kernel is compiled per number and kind of inputs: what is absent is filled with something of its kind.
-        self.settings["residual"] = int(residual is not None)
+        # A kernel is compiled per number and kind of inputs: something of its kind stands in for
+        # what is absent.
         self.x = x
         self.weight = running_var if weight is None else weight
         inputs = [
@@ -160,12 +186,9 @@ class BatchNormFunction(jt.Function):
         channels = self.x.shape[1]
         residual, affine = self.settings["residual"], self.settings["affine"]
         shapes = [self.x.shape, self.x.shape if residual else [1, 1, 1], [channels], [channels]]
+        inputs = [self.x, self.y, dy, self.weight, self.statistics]
         dx, dresidual, dweight, dbias = jt.code(
-            shapes,
-            ["float32"] * 4,
-            [self.x, self.y, dy, self.weight, self.statistics],
-            cpu_src=_BATCH_NORM_GRAD,
-            data=self.settings,
+            shapes, ["float32"] * 4, inputs, cpu_src=_BATCH_NORM_GRAD, data=self.settings
         )
         return (
             dx,
@@ -213,7 +236,8 @@ _RESIZE = (
 """
 )
 
-# The adjoint of the above: in0 is the gradient (N,C,H,W) of the larger or smaller result, out0 that of the source.
+# The adjoint of the above: in0 is the gradient (N,C,H,W) of the larger or smaller result, out0 that
+# of the source.
 _RESIZE_GRAD = (
     _RESIZE_TABLES
     + """
@@ -243,8 +267,8 @@ _RESIZE_GRAD = (
 )
 
 
-class ResizeFunction(jt.Function):
-    """Bilinear resize of (N,C,h,w) float32 to a fixed size, align_corners False, and its exact adjoint."""
+class _Resize(jt.Function):
+    """Bilinear resize of (N,C,h,w) float32 to a fixed size, and its exact adjoint."""
 
     def __init__(self, size_hw: tuple[int, int]) -> None:
         super().__init__()
@@ -256,3 +280,8 @@ class ResizeFunction(jt.Function):
 
     def grad(self, dy: Var) -> Var:
         return jt.code(self.source, "float32", [dy], cpu_src=_RESIZE_GRAD)
+
+
+def resize_bilinear(x: Var, size_hw: tuple[int, int]) -> Var:
+    """(N,C,h,w) float32 -> (N,C,*size_hw), align_corners False."""
+    return _Resize(size_hw)(x)

@@ -1,9 +1,10 @@
 """Network layers whose Jittor 1.3.11 versions are inexact or slow, written once for all networks.
 
-Jittor's batch norm takes the variance as E[x^2] - E[x]^2 (an error of 0.05 at mean 100), keeps a biased running
-variance and runs on one thread; its adaptive pooling is wrong for uneven bins; its ``normalize`` has a gradient of
-1e15 at zero; its cross entropy accepts labels that do not exist. On the CPU the heavy ones are OpenMP kernels
-(``core.layer_kernels``); on a GPU, and where statistics are shared between processes, plain Jittor computes the same.
+Jittor's batch norm takes the variance as E[x^2] - E[x]^2 (an error of 0.05 at mean 100), keeps a
+biased running variance and runs on one thread; its adaptive pooling is wrong for uneven bins; its
+``normalize`` has a gradient of 1e15 at zero; its cross entropy accepts labels that do not exist. On
+the CPU the heavy ones are OpenMP kernels (``core.layer_kernels``); on a GPU, and where statistics
+are shared between processes, plain Jittor computes the same.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ Var = Any  # jittor.Var: the module is only there after Jittor has been started
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over the first and all spatial axes of an (N,C) or (N,C,H,W) input, as PyTorch does it.
+    """Batch norm of (N,C) or (N,C,H,W) float32 over all axes but the second, as in PyTorch.
 
-    State: ``weight``, ``bias`` (C,) where affine, ``running_mean``, ``running_var`` (C,). The running variance is
-    the unbiased one. Under MPI, statistics are those of all processes (equal batch sizes are assumed).
+    State: ``weight``, ``bias`` (C,) where affine, ``running_mean``, ``running_var`` (C,). The
+    running variance is the unbiased one. Under MPI, statistics are those of all processes, whose
+    batches must be of equal size.
 
     ``bn(x, residual, relu=True)`` is relu(bn(x) + residual) in one pass over memory.
     """
@@ -42,7 +44,7 @@ class BatchNorm(nn.Module):
     def execute(self, x: Var, residual: Var | None = None, relu: bool = False) -> Var:
         if x.ndim not in (2, 4) or x.shape[1] != self.channels:
             raise ValueError(
-                f"batch norm of {self.channels} channels needs (N,C) or (N,C,H,W) input, got {x.shape}"
+                f"batch norm of {self.channels} channels needs (N,C) or (N,C,H,W), got {x.shape}"
             )
         if self.is_train and x.numel() // self.channels * _processes() < 2:
             raise ValueError(
@@ -53,16 +55,21 @@ class BatchNorm(nn.Module):
         return self._fused(x, residual, relu)
 
     def _fused(self, x: Var, residual: Var | None, relu: bool) -> Var:
-        function = kernels.BatchNormFunction(
-            self.eps, self.momentum, self.affine, relu, bool(self.is_train)
-        )
         flat = (x.shape[0], self.channels, x.numel() // (x.shape[0] * self.channels))
-        weight = self.weight if self.affine else None
-        bias = self.bias if self.affine else None
-        residual = None if residual is None else residual.reshape(flat)
-        y = function(x.reshape(flat), residual, weight, bias, self.running_mean, self.running_var)
+        y, mean, var = kernels.batch_norm(
+            x.reshape(flat),
+            None if residual is None else residual.reshape(flat),
+            self.weight if self.affine else None,
+            self.bias if self.affine else None,
+            self.running_mean,
+            self.running_var,
+            eps=self.eps,
+            momentum=self.momentum,
+            relu=relu,
+            train=self.is_train,
+        )
         if self.is_train:
-            self._store(function.new_mean, function.new_var)
+            self._store(mean, var)
         return y.reshape(x.shape)
 
     def _plain(self, x: Var, residual: Var | None, relu: bool) -> Var:
@@ -70,7 +77,8 @@ class BatchNorm(nn.Module):
         shape = [1, self.channels] + [1] * (x.ndim - 2)
         if self.is_train:
             mean = _mean_of_all(x.mean(dims))
-            # A float32 sum of many values is a little off: a second look at what is left corrects mean and variance.
+            # A float32 sum of many values is a little off: a second look at what is left corrects
+            # mean and variance.
             centred = x - mean.reshape(shape)
             rest = _mean_of_all(centred.mean(dims))
             var = _mean_of_all((centred * centred).mean(dims)) - rest * rest
@@ -101,17 +109,17 @@ class BatchNorm(nn.Module):
 
 
 def l2_normalise(x: Var, dim: int = 1, eps: float = 1e-12) -> Var:
-    """``x`` divided by its Euclidean norm along ``dim``; a vector shorter than ``eps`` gives zeros, with gradient 0."""
+    """``x`` over its norm along ``dim``; a vector shorter than ``eps`` gives 0 with gradient 0."""
     square = (x * x).sum(dim, keepdims=True)
     scale = (square > eps * eps).float32() / jt.sqrt(jt.maximum(square, eps * eps))
     return x * scale
 
 
 def adaptive_avg_pool2d(x: Var, bins: int) -> Var:
-    """Mean of an (N,C,H,W) map over ``bins`` x ``bins`` cells -> (N,C,bins,bins), by PyTorch's rule.
+    """Mean of an (N,C,H,W) map over cells -> (N,C,bins,bins), by PyTorch's rule.
 
-    Bin i covers rows floor(i*H/bins) up to ceil((i+1)*H/bins): bins overlap where H is not a multiple, and a map
-    smaller than the bins repeats its values.
+    Bin i covers rows floor(i*H/bins) up to ceil((i+1)*H/bins): bins overlap where H is not a
+    multiple, and a map smaller than the bins repeats its values.
     """
     n, c, h, w = x.shape
     cells = jt.array(_pooling_matrix(h, w, bins))
@@ -132,24 +140,25 @@ def _pooling_matrix(h: int, w: int, bins: int) -> np.ndarray:
 
 
 def resize_bilinear(x: Var, size_hw: tuple[int, int]) -> Var:
-    """(N,C,h,w) float32 -> (N,C,*size_hw), bilinear, align_corners False, no antialias; the gradient is exact."""
+    """(N,C,h,w) float32 -> (N,C,*size_hw), bilinear, align_corners False, no antialias."""
     if tuple(x.shape[2:]) == tuple(size_hw):
         return x
     if jt.flags.use_cuda:
         return nn.interpolate(x, size=tuple(size_hw), mode="bilinear", align_corners=False)
-    return kernels.ResizeFunction(tuple(size_hw))(x)
+    return kernels.resize_bilinear(x, tuple(size_hw))
 
 
 def grid_sample_bilinear(x: Var, grid: Var) -> Var:
-    """Values of ``x`` (N,C,H,W) at ``grid`` (N,h,w,2; x first, -1..1 from edge to edge) -> (N,C,h,w).
+    """Values of ``x`` (N,C,H,W) at ``grid`` (N,h,w,2) -> (N,C,h,w); x first, -1..1 edge to edge.
 
-    Bilinear, zero outside the map, align_corners False; the grid gets no gradient. Meant for few points: the weights
-    of every point for every cell are laid out as a matrix.
+    Bilinear, zero outside the map, align_corners False; the grid gets no gradient. Meant for few
+    points: the weights of every point for every cell are laid out as a matrix.
     """
     n, c, h, w = x.shape
     rows, cols = grid.shape[1:3]
     points = jt.array(grid).stop_grad().reshape(n, rows * cols, 1, 2)
-    # The weight of a cell falls linearly from 1 to 0 within one cell of distance: outside the map none is left.
+    # The weight of a cell falls linearly from 1 to 0 within one cell of distance: outside the map
+    # none is left.
     column, row = ((points[:, :, :, i] + 1) * (size / 2) - 0.5 for i, size in ((0, w), (1, h)))
     near_x = jt.maximum(1 - (column - jt.arange(w).float32().reshape(1, 1, w)).abs(), 0)
     near_y = jt.maximum(1 - (row - jt.arange(h).float32().reshape(1, 1, h)).abs(), 0)
@@ -174,7 +183,8 @@ def cross_entropy(logits: Var, target: Var | np.ndarray) -> Var:
         raise ValueError(f"targets {labels.shape} do not fit logits {tuple(logits.shape)}")
     if labels.size and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(
-            f"targets {labels.min()}..{labels.max()} do not fit {classes} classes; check num_classes and the labels"
+            f"targets {labels.min()}..{labels.max()} do not fit {classes} classes; "
+            "check num_classes and the labels"
         )
     flat = labels.reshape(labels.shape[0], 1, -1).astype(np.int32)
     scores = logits.reshape(labels.shape[0], classes, -1)

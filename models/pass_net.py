@@ -1,6 +1,7 @@
 """The PASS networks, one class per stage: pretraining, pixel attention, plain segmentation.
 
-Keys are the reference's, so that its published checkpoints load. Heads end in a batch norm without affine terms.
+Keys are the reference's, so that its published checkpoints load. Heads end in a batch norm without
+affine terms.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class PretrainOutput(NamedTuple):
     shallow_logits: list[Var]
     """One (2*B, P) per shallow stage; the prototypes get no gradient from these."""
     pixel_z: Var
-    """(2*B, d, 7, 7) float32: pixel embedding at the lattice points of crops 0 and 1, zero outside a crop."""
+    """(2*B, d, 7, 7) float32: pixel embedding at the lattice points of crops 0 and 1."""
     pixel_p: Var
     """(2*B, d, 7, 7) float32: what the predictor makes of ``pixel_z``."""
 
@@ -86,7 +87,7 @@ class PretrainNet(ResNet):
         gridq: Var | np.ndarray,
         gridk: Var | np.ndarray,
     ) -> PretrainOutput:
-        """Embed all crops; crops of the same size share one forward, so that batch norm sees them together.
+        """Embed all crops; those of one size share a forward and hence batch norm statistics.
 
         Args:
             crops: V >= 2 arrays (B,3,S,S) float32, normalised; crops 0 and 1 are of one size.
@@ -97,7 +98,8 @@ class PretrainNet(ResNet):
         batch = crops[0].shape[0]
         if 1 not in groups[0]:
             raise ValueError(
-                f"the first two crops must be of one size, got {crops[0].shape} and {crops[1].shape}"
+                "the first two crops must be of one size, got "
+                f"{crops[0].shape} and {crops[1].shape}"
             )
         pooled: list[Var] = [None] * len(crops)
         for group in groups:
@@ -106,7 +108,7 @@ class PretrainNet(ResNet):
             for place, view in enumerate(group):
                 pooled[view] = deep[place * batch : (place + 1) * batch]
             if group is groups[0]:
-                # Crops 0 and 1 come first in their group: they alone feed the pixel and shallow branches.
+                # Crops 0 and 1 lead their group; they alone feed the pixel and shallow branches.
                 assigned = [features[: 2 * batch] for features in maps]
         embedding = l2_normalise(self.projection_head(jt.concat(pooled)))
         shallow = [self._shallow_embedding(stage, assigned[stage - 1]) for stage in self.shallow]
@@ -133,10 +135,11 @@ class PretrainNet(ResNet):
 
 
 class PixelAttentionNet(ResNet):
-    """Trunk with a learnt attention per pixel and channel, trained with everything but attention and prototypes fixed.
+    """Trunk with a learnt attention per pixel and channel; only attention and prototypes train.
 
-    The last map is enlarged 4 times; attention A is computed from its L2-normalised form f. Training embeds
-    mean(f * A); clustering uses mean(F * A) of the map F before normalisation.
+    The last map is enlarged 4 times; attention A is computed from its L2-normalised form f.
+    Training embeds mean(f * A); clustering uses mean(F * A) of the map F before normalisation. The
+    trunk is run without gradient, but its batch norms follow ``train()`` and ``eval()``.
     """
 
     def __init__(self, arch: str, hidden_mlp: int, feat_dim: int, prototypes: int) -> None:
@@ -165,18 +168,19 @@ class PixelAttentionNet(ResNet):
         return embedding, self.prototypes(embedding)
 
     def features(self, x: Var) -> tuple[Var, Var]:
-        """(F, A) of images (B,3,H,W): both (B,C4,4h,4w) float32 for a last map of h x w; A is in 0..1."""
-        deep = self.trunk(x)[3]
-        enlarged = resize_bilinear(deep, (deep.shape[2] * 4, deep.shape[3] * 4))
+        """(F, A) of images (B,3,H,W): both (B,C4,4h,4w) for a last map of h x w; A is in 0..1."""
+        with jt.no_grad():
+            deep = self.trunk(x)[3]
+            enlarged = resize_bilinear(deep, (deep.shape[2] * 4, deep.shape[3] * 4))
         return enlarged, self.fbg(l2_normalise(enlarged))
 
     def pooled_feature(self, x: Var, attention_threshold: float = 0.0) -> Var:
-        """(B,C4): mean over the map of the L2-normalised feature times attention (what training embeds)."""
+        """(B,C4): mean over the map of L2-normalised feature times attention: for training."""
         feature, attention = self.features(x)
         return _attended_mean(l2_normalise(feature), attention, attention_threshold)
 
     def cluster_feature(self, x: Var, attention_threshold: float = 0.0) -> Var:
-        """(B,C4): mean over the map of the un-normalised feature times attention (what clustering uses)."""
+        """(B,C4): mean over the map of un-normalised feature times attention: for clustering."""
         return _attended_mean(*self.features(x), attention_threshold)
 
     def attention_map(self, x: Var) -> Var:
@@ -184,7 +188,7 @@ class PixelAttentionNet(ResNet):
         return self.features(x)[1].mean(1, keepdims=True)
 
     def trainable_parameters(self) -> dict[str, Var]:
-        """The parameters that this stage trains: attention and prototypes, without running statistics."""
+        """Key -> parameter that this stage trains: attention and prototypes, no statistics."""
         return {
             name: parameter
             for name, parameter in self.named_parameters()
@@ -197,7 +201,9 @@ class PixelAttentionNet(ResNet):
 
 
 class PixelAttention(nn.Module):
-    """(B,C,h,w) L2-normalised features -> attention of the same shape, 0..1, with a learnt offset per channel."""
+    """(B,C,h,w) L2-normalised features -> attention of the same shape, 0..1, with a learnt offset
+    per channel.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -215,7 +221,9 @@ class PixelAttention(nn.Module):
 
 
 class PlainSegmenter(ResNet):
-    """Trunk and one 1x1 convolution: (B,3,H,W) -> logits (B, num_classes+1, H/32, W/32), index 0 = other."""
+    """Trunk and one 1x1 convolution: (B,3,H,W) -> logits (B, num_classes+1, H/32, W/32), index 0 =
+    other.
+    """
 
     def __init__(self, arch: str, num_classes: int) -> None:
         super().__init__(arch)
@@ -230,8 +238,9 @@ class PlainSegmenter(ResNet):
 def normalise_rows(layer: Any) -> None:
     """Scale each row of ``layer.weight`` to unit length.
 
-    A Var computed under ``no_grad`` stays without gradient when it replaces a parameter, and switching the gradient
-    on after the forward cuts it off from the loss: it is switched on here, before any forward.
+    A Var computed under ``no_grad`` stays without gradient when it replaces a parameter, and
+    switching the gradient on after the forward cuts it off from the loss: it is switched on here,
+    before any forward.
     """
     with jt.no_grad():
         rows = l2_normalise(layer.weight)

@@ -1,4 +1,4 @@
-"""ResNet trunk with torchvision's key names, shared by every network here (reference: PASS, section 3.1)."""
+"""ResNet trunk with torchvision's key names, shared by every network here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (which carries the stride), 1x1 convolutions with a shortcut; the output is 4 times as wide."""
+    """1x1, 3x3 (which carries the stride), 1x1 convolutions with a shortcut; 4 times as wide."""
 
     expansion = 4
 
@@ -70,11 +70,12 @@ TRUNKS = {
 
 
 class ResNet(nn.Module):
-    """The trunk alone: ``trunk(x)`` maps (B,3,H,W) float32, normalised, to maps at strides 4, 8, 16 and 32.
+    """The trunk alone: (B,3,H,W) float32, normalised -> maps at strides 4, 8, 16 and 32.
 
-    Networks with heads derive from this class, so that the trunk's keys (``conv1.weight``, ``layer1.0...``) lie at
-    the top level of their state, where published checkpoints have them. Convolutions start Kaiming-normal
-    (fan-out) from Jittor's random generator, batch norms with weight 1 and bias 0.
+    Networks with heads derive from this class, so that the trunk's keys (``conv1.weight``,
+    ``layer1.0...``) lie at the top level of their state, where published checkpoints have them.
+    Convolutions start Kaiming-normal (fan-out) from Jittor's random generator, batch norms with
+    weight 1 and bias 0.
     """
 
     def __init__(self, arch: str) -> None:
@@ -95,7 +96,7 @@ class ResNet(nn.Module):
         initialise(self)
 
     def trunk(self, x: Var) -> list[Var]:
-        """[c1, c2, c3, c4]: ``self.channels`` wide, ceil(H/4) x ceil(W/4) down to ceil(H/32) x ceil(W/32)."""
+        """[c1, c2, c3, c4], ``self.channels`` wide; c1 is ceil(H/4) x ceil(W/4), each next half."""
         x = self.maxpool(self.bn1(self.conv1(x), relu=True))
         maps = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -108,7 +109,7 @@ class ResNet(nn.Module):
 
 
 def initialise(module: Any) -> None:
-    """Kaiming-normal (fan-out) weights for every convolution below ``module``; biases keep Jittor's start."""
+    """Kaiming-normal (fan-out) weights for every convolution below ``module``."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             outputs, _, rows, cols = layer.weight.shape

@@ -19,7 +19,7 @@ def fill(model: Any, recipe: ModuleType, prefix: str = "") -> None:
 
 
 def set_batch_norms(model: Any, train: bool) -> None:
-    """Switch batch norms only: ``Module.eval()`` would also take the gradient from every parameter."""
+    """Switch batch norms only: ``Module.eval()`` also takes the gradient from all parameters."""
     for layer in model.modules():
         if isinstance(layer, BatchNorm):
             layer.is_train = train

@@ -116,7 +116,7 @@ def test_golden_finetune(goldens, recipe, arch, mode):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_golden_pretrain_gradients(goldens, recipe, arch):
-    """Gradients of the whole step from the reference's own assignments, batch norms on running statistics."""
+    """The whole step from the reference's own assignments, batch norms on running statistics."""
     arrays = goldens(f"B_step_{arch}")
     seed = int(arrays["seed"])
     model = PretrainNet(arch, HIDDEN, DIM, PROTOTYPES)
@@ -143,7 +143,7 @@ def test_golden_pretrain_gradients(goldens, recipe, arch):
 
 
 def _loss(out, labels0: np.ndarray, labels1: np.ndarray):
-    """i2i + d2s + p2p of section 2 of the paper's code for given assignments (6 images, 5 crops, temperature .1)."""
+    """The three losses for given assignments: 6 images, 5 crops, temperature 0.1."""
 
     def swapped(q: np.ndarray, logits):
         return -(jt.array(q) * jt.nn.log_softmax(logits / 0.1, dim=1)).sum(1).mean()
@@ -166,17 +166,10 @@ def _loss(out, labels0: np.ndarray, labels1: np.ndarray):
 
 @pytest.mark.parametrize("case", ["narrow.s48_12", "narrow.s96_12", "wide.s48_6"])
 def test_golden_upernet(goldens, recipe, case):
-    """Sizes that 1, 2, 3 and 6 divide: elsewhere that Jittor version pools by another rule than PyTorch."""
+    """Sizes that 1, 2, 3 and 6 divide: elsewhere that Jittor version pools by another rule."""
     arrays = goldens("H_upernet_head")
-    kind = case.split(".")[0]
-    channels = arrays[f"{kind}.in_channels"].tolist()
-    head = UPerHead(channels, {"narrow": 32, "wide": 512}[kind], 51)
-    fill(head, recipe, "last_layer.")
-    assert set(state(head)) == set(arrays[f"{kind}.keys"].tolist())
-    batch = {"narrow": 2, "wide": 1}[kind]
-    seed = int(arrays["seed"])
-    shapes = [(batch, c, *hw) for c, hw in zip(channels, arrays[f"{case}.sizes"].tolist())]
-    maps = [jt.array(recipe.normal(seed + i, shape)) for i, shape in enumerate(shapes)]
+    head, maps = _upernet_case(arrays, recipe, case, int(arrays["seed"]))
+    assert set(state(head)) == set(arrays[f"{case.split('.')[0]}.keys"].tolist())
     head.eval()
 
     with jt.no_grad():
@@ -187,6 +180,39 @@ def test_golden_upernet(goldens, recipe, case):
     assert relative_error(arrays, f"{case}.psp", psp) < EVAL
     for bins, value in pooled.items():
         assert relative_error(arrays, f"{case}.ppm_pool{bins}", value) < EVAL
+
+
+def test_golden_upernet_train(goldens, recipe):
+    arrays = goldens("H_upernet_head")
+    case = "narrow.s48_12"
+    head, maps = _upernet_case(arrays, recipe, case, int(arrays["seed"]) + 20)
+    head.dropout.is_train = False
+    before = state(head)
+
+    with jt.no_grad():
+        logits = head(maps).numpy()
+
+    case = f"{case}.train_nodropout"
+    assert relative_error(arrays, f"{case}.logits", logits) < 1e-4
+    after = state(head)
+    for key in (key.split(":")[1] for key in arrays if key.startswith(f"{case}.after:")):
+        got = after[key]
+        if key.endswith("running_var"):
+            # That Jittor version stores the biased variance.
+            level = maps[-1] if key.startswith("bottleneck") else maps[0]
+            count = level.numel() // level.shape[1]
+            got = 0.9 * before[key] + (got - 0.9 * before[key]) * (count - 1) / count
+        assert relative_error(arrays, f"{case}.after:{key}", got) < 1e-4, key
+
+
+def _upernet_case(arrays, recipe, case: str, seed: int):
+    kind = case.split(".")[0]
+    channels = arrays[f"{kind}.in_channels"].tolist()
+    head = UPerHead(channels, {"narrow": 32, "wide": 512}[kind], 51)
+    fill(head, recipe, "last_layer.")
+    batch = {"narrow": 2, "wide": 1}[kind]
+    shapes = [(batch, c, *hw) for c, hw in zip(channels, arrays[f"{case}.sizes"].tolist())]
+    return head, [jt.array(recipe.normal(seed + i, shape)) for i, shape in enumerate(shapes)]
 
 
 def test_golden_resize(goldens):
