@@ -38,6 +38,18 @@ _ONEDNN_WHEEL = "onednn-devel-cpu-gomp"
 # 8.
 _FIRST_UNSUPPORTED_CUDA = 13
 
+# Signals that Jittor answers by ending the process, whatever the program wants.
+_JITTOR_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGCHLD,
+    signal.SIGQUIT,
+    signal.SIGSEGV,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGBUS,
+)
+_SIGACTION_BYTES = 512  # room for a `struct sigaction`, 152 bytes on x86-64
+
 _lock = threading.RLock()
 _jittor: Any = None
 
@@ -226,25 +238,34 @@ def _home(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _process_state_kept() -> Iterator[None]:
-    """Undo what importing Jittor does to signals, TLS and limits."""
-    in_main = threading.current_thread() is threading.main_thread()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
-    handlers = {number: signal.getsignal(number) for number in signals}
+    """Undo what importing Jittor does to signals, TLS, limits and the interpreter's hooks."""
+    handlers = _signal_handlers()
     context, recursion = ssl._create_default_https_context, sys.getrecursionlimit()
     stack = resource.getrlimit(resource.RLIMIT_STACK)
+    hooks = sys.exit, sys.excepthook
     try:
         yield
     finally:
         ssl._create_default_https_context = context
         sys.setrecursionlimit(recursion)
+        sys.exit, sys.excepthook = hooks
         with contextlib.suppress(ValueError):
             resource.setrlimit(resource.RLIMIT_STACK, stack)
-        if in_main:
-            # Jittor installs its handlers in C, behind Python's back: install a throw-away one to
-            # force the change.
-            for number, handler in handlers.items():
-                signal.signal(number, signal.SIG_IGN)
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        for number, handler in handlers.items():
+            _libc().sigaction(number, handler, None)
+
+
+def _signal_handlers() -> dict[int, Any]:
+    """The C library's record of each handler that Jittor replaces, behind Python's back."""
+    handlers = {}
+    for number in _JITTOR_SIGNALS:
+        handlers[int(number)] = ctypes.create_string_buffer(_SIGACTION_BYTES)
+        _libc().sigaction(number, None, handlers[int(number)])
+    return handlers
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _choose_cuda() -> str:

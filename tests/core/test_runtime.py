@@ -1,0 +1,287 @@
+"""Starting Jittor, in real processes: what it leaves alone, what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from core import runtime
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = "(jt.rand(4, 5) @ jt.rand(5, 6)).sum().numpy()"
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of a fresh login that finds the kernels compiled already."""
+    cache = str(runtime.cache_dir())
+    keep = ("HOME", "PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
+    variables = {key: os.environ[key] for key in keep if key in os.environ}
+    return {**variables, "USS_CACHE": cache}
+
+
+def python(
+    code: str, environment: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+GUARDED = """
+import sys
+from core.errors import main_guard
+
+@main_guard
+def main():
+    {body}
+    return 0
+
+sys.exit(main())
+"""
+
+
+def assert_user_error(done: subprocess.CompletedProcess[str], *texts: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    for text in texts:
+        assert text in done.stderr
+
+
+STATE = """
+import json, os, resource, signal, ssl, sys, threading
+from core import runtime
+
+def caught():
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    # Realtime signals 32 and 33 belong to the C library's threads.
+    return [int(lines[key], 16) & 0x7FFFFFFF for key in ("SigCgt", "SigIgn", "SigBlk")]
+
+def state():
+    return {
+        "caught": caught(),
+        "handlers": [str(signal.getsignal(n)) for n in range(1, 32)],
+        "recursion": sys.getrecursionlimit(),
+        "stack": resource.getrlimit(resource.RLIMIT_STACK),
+        "tls": str(ssl._create_default_https_context),
+        "hooks": [str(sys.exit), str(sys.excepthook)],
+        "home": os.environ.get("HOME"),
+        "folder": os.getcwd(),
+    }
+
+signal.signal(signal.SIGUSR1, lambda *_: None)
+before = state()
+assert not runtime.started()
+if sys.argv[1] == "thread":
+    thread = threading.Thread(target=runtime.start)
+    thread.start()
+    thread.join()
+jt = runtime.start()
+assert runtime.started() and runtime.start() is jt and runtime.nn is jt.nn
+imported = state()
+WORK
+print(json.dumps([before, imported, state()]))
+""".replace("WORK", WORK)
+
+
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_the_process_stays_as_it_was(environment: dict[str, str], where: str) -> None:
+    done = python(STATE, environment, where)
+    assert done.returncode == 0, done.stderr
+    before, imported, worked = json.loads(done.stdout)
+    assert imported == before
+    assert worked == before
+    assert done.stderr == ""
+
+
+def test_a_home_without_a_name_stays_without(environment: dict[str, str]) -> None:
+    del environment["HOME"]
+    code = "import os; from core.runtime import jt; print(os.environ.get('HOME'))"
+    assert python(code, environment).stdout.strip() == "None"
+
+
+def test_importing_the_module_starts_nothing(environment: dict[str, str]) -> None:
+    code = "import sys, core.runtime; print('jittor' in sys.modules, core.runtime.started())"
+    assert python(code, environment).stdout.split() == ["False", "False"]
+
+
+def test_an_import_behind_its_back_is_a_bug(environment: dict[str, str]) -> None:
+    code = "import sys; sys.modules['jittor'] = sys; from core import runtime; runtime.start()"
+    assert "RuntimeError: jittor was imported before" in python(code, environment).stderr
+
+
+def test_nothing_is_written_into_the_home(environment: dict[str, str], tmp_path: Path) -> None:
+    """Jittor keeps ~/.cache/jittor/config.json, which moves every other project's cache."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment["HOME"] = str(home)
+    done = python(f"from core.runtime import jt\n{WORK}", environment)
+    assert done.returncode == 0, done.stderr
+    assert list(home.iterdir()) == []
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("USS_CACHE", str(tmp_path))
+    assert runtime.cache_dir() == tmp_path
+    monkeypatch.setenv("USS_CACHE", "~/x")
+    assert runtime.cache_dir() == Path.home() / "x"
+    monkeypatch.delenv("USS_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert runtime.cache_dir() == tmp_path / "uss-jittor"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert runtime.cache_dir() == Path.home() / ".cache" / "uss-jittor"
+
+
+LOOP = GUARDED.format(
+    body=f"""
+    from core.runtime import jt
+    {WORK}
+    print("working", flush=True)
+    try:
+        while True:
+            {WORK}
+    finally:
+        print("tidied up", flush=True)"""
+)
+
+
+def test_ctrl_c_during_compiled_work(environment: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOP],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert output == "tidied up\n"
+    assert errors.startswith("interrupted") and errors.count("\n") == 1
+
+
+def test_a_killed_child_does_not_kill_the_parent(environment: dict[str, str]) -> None:
+    code = f"""
+import subprocess
+from core.runtime import jt
+{WORK}
+for number in (9, 11, 6):
+    child = subprocess.Popen(["sleep", "60"])
+    child.send_signal(number)
+    assert child.wait() == -number
+{WORK}
+print("alive")
+"""
+    done = python(code, environment)
+    assert done.stdout == "alive\n", done.stderr
+
+
+def only(folder: Path, *programs: str) -> str:
+    """A PATH that holds nothing but ``programs``."""
+    folder.mkdir()
+    for program in programs:
+        found = shutil.which(program)
+        assert found is not None
+        (folder / program).symlink_to(found)
+    return str(folder)
+
+
+START = GUARDED.format(body="from core import runtime; runtime.start()")
+
+
+def test_no_compiler(environment: dict[str, str], tmp_path: Path) -> None:
+    environment["PATH"] = only(tmp_path / "bin")
+    assert_user_error(python(START, environment), "'g++' is not on PATH", "apt-get install g++")
+
+
+@pytest.mark.parametrize("missing", ["Python.h", "python-config"])
+def test_no_python_headers(environment: dict[str, str], tmp_path: Path, missing: str) -> None:
+    if missing == "Python.h":
+        change = f"import sysconfig; sysconfig.get_paths = lambda: {{'include': {str(tmp_path)!r}}}"
+    else:
+        change = "runtime._python_config = lambda: None"
+    body = f"from core import runtime; {change}; runtime.start()"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    done = python(GUARDED.format(body=body), environment)
+    assert_user_error(done, "Python.h or", f"apt-get install {version}-dev")
+
+
+def test_no_onednn(environment: dict[str, str], tmp_path: Path) -> None:
+    body = f"from core import runtime; sys.prefix = {str(tmp_path)!r}; runtime.start()"
+    done = python(GUARDED.format(body=body), environment)
+    assert_user_error(done, f"oneDNN is missing from {tmp_path}", "make setup")
+
+
+def test_mpirun_without_mpicc(environment: dict[str, str], tmp_path: Path) -> None:
+    environment.update(PATH=only(tmp_path / "bin", "g++"), OMPI_COMM_WORLD_SIZE="2")
+    assert_user_error(python(START, environment), "needs mpicc", "libopenmpi-dev")
+
+
+def test_device_choice(environment: dict[str, str]) -> None:
+    environment["USS_DEVICE"] = "gpu"
+    done = python(START, environment)
+    assert_user_error(done, "USS_DEVICE must be auto, cpu or cuda, not 'gpu'")
+    environment["USS_DEVICE"] = "cpu"
+    code = "from core.runtime import jt; print(jt.flags.use_cuda)"
+    assert python(code, environment).stdout.split() == ["0"]
+    if runtime._usable_nvcc()[0]:
+        pytest.skip("a usable CUDA is here, so asking for it is no error")
+    environment["USS_DEVICE"] = "cuda"
+    assert_user_error(python(START, environment), "USS_DEVICE=cuda but ", "or USS_DEVICE=cpu")
+
+
+@pytest.mark.parametrize(
+    "release,libraries,reason",
+    [
+        ("V12.2, release 12.2, x", True, ""),
+        ("V13.0, release 13.0, x", True, "CUDA 13 is newer than Jittor 1.3.11 supports"),
+        ("V12.2, release 12.2, x", False, "libcudart was not found beside"),
+        ("no number", True, "does not state its version"),
+    ],
+)
+def test_which_cuda_is_usable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, release: str, libraries: bool, reason: str
+) -> None:
+    """A compiler that Jittor cannot use must not be chosen: its import would end in a crash."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\necho '{release}'\n")
+    nvcc.chmod(0o755)
+    if libraries:
+        (tmp_path / "lib64").mkdir()
+        (tmp_path / "lib64" / "libcudart.so.12").touch()
+    monkeypatch.setattr(runtime, "_cuda_devices", lambda: 1)
+    monkeypatch.setenv("nvcc_path", str(nvcc))
+    found, why = runtime._usable_nvcc()
+    assert (found == str(nvcc)) == (reason == "") and reason in why
+    monkeypatch.setenv("nvcc_path", str(tmp_path / "none"))
+    assert runtime._usable_nvcc() == ("", "nvcc was not found")
+    monkeypatch.setattr(runtime, "_cuda_devices", lambda: 0)
+    assert runtime._usable_nvcc() == ("", "no CUDA device is visible")
+
+
+def test_onednn_flags_lead_to_the_library() -> None:
+    runtime.start()
+    flags = runtime.onednn_flags().split()
+    include = next(flag[2:] for flag in flags if flag.startswith("-I"))
+    library = next(flag[2:] for flag in flags if flag.startswith("-L"))
+    assert (Path(include) / "dnnl.h").is_file()
+    assert (Path(library) / "libmkldnn.so").is_file()
