@@ -1,4 +1,4 @@
-"""The operations of :mod:`core.ops` in plain Jittor: what runs on CUDA, and what the CPU kernels are tested against.
+"""The operations of :mod:`core.ops` in plain Jittor: for CUDA, and to test the CPU kernels against.
 
 Same arguments and results; see there for the meaning.
 """
@@ -105,7 +105,7 @@ def _offset_indices(side: int) -> np.ndarray:
 
 
 def _decomposed_bias(q: Var, rel_h: Var, rel_w: Var, side: int) -> Var:
-    """(n, heads, side^2, side^2): the query's products with the rows for its vertical and horizontal distances."""
+    """(n, heads, side^2, side^2): the query's products with the rows for its two distances."""
     n, heads, _, dim = q.shape
     place = np.arange(side, dtype=np.int32)
     distance = jt.array((place[:, None] - place + side - 1).reshape(-1))
@@ -115,48 +115,3 @@ def _decomposed_bias(q: Var, rel_h: Var, rel_w: Var, side: int) -> Var:
     by_w = jt.linalg.einsum("byxc,xkc->byxk", grid, table_w)
     bias = by_h.unsqueeze(-1) + by_w.unsqueeze(-2)
     return bias.reshape(n, heads, side * side, side * side)
-
-
-def image_to_token(
-    x: Var,
-    pe: Var,
-    k: Var,
-    v: Var,
-    heads: int,
-    wq: Var,
-    bq: Var,
-    wo: Var,
-    bo: Var,
-    norm_weight: Var,
-    norm_bias: Var,
-    eps: float,
-) -> Var:
-    batch = k.shape[0]
-    q = linear(x + pe, wq, bq, "", None)
-    if q.shape[0] != batch:
-        q = q.broadcast([batch, *q.shape[1:]])
-    mixed = attention(q, k, v, heads, (q.shape[2] // heads) ** -0.5)
-    return layer_norm(x + linear(mixed, wo, bo, "", None), norm_weight, norm_bias, eps, "")
-
-
-def token_to_image(q: Var, x: Var, pe: Var, heads: int, wk: Var, wv: Var, bv: Var) -> Var:
-    k, v = linear(x + pe, wk, None, "", None), linear(x, wv, bv, "", None)
-    return attention(q, k, v, heads, (q.shape[2] // heads) ** -0.5)
-
-
-def upscale_masks(
-    x: Var,
-    w1: Var,
-    b1: Var,
-    norm_weight: Var,
-    norm_bias: Var,
-    eps: float,
-    w2: Var,
-    b2: Var,
-    hyper: Var,
-) -> Var:
-    y = nn.conv_transpose2d(x.permute(0, 3, 1, 2), w1, b1, stride=2).permute(0, 2, 3, 1)
-    y = layer_norm(y, norm_weight, norm_bias, eps, "gelu").permute(0, 3, 1, 2)
-    y = nn.gelu(nn.conv_transpose2d(y, w2, b2, stride=2))
-    batch, channels, height, width = y.shape
-    return jt.matmul(hyper, y.reshape(batch, channels, -1)).reshape(batch, -1, height, width)

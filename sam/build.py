@@ -1,7 +1,7 @@
-"""The Segment Anything models by name, and what surrounds the networks: normalising, padding, mask sizes.
+"""The Segment Anything models by name, and what surrounds the networks: colours, padding, sizes.
 
-``sam_model_registry[name](checkpoint=None)`` as in the official API. Without a checkpoint nothing is read and the
-weights are those of initialisation.
+``sam_model_registry[name](checkpoint=None)`` as in the official API. Without a checkpoint nothing
+is read and the weights are those of initialisation.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Sam(nn.Module):
     """Image encoder, prompt encoder and mask decoder; use it through ``SamPredictor``.
 
     Args:
-        image_encoder: has ``img_size``; (B, 3, img_size, img_size) -> (B, 256, img_size / 16, img_size / 16).
+        image_encoder: (B, 3, s, s) -> (B, 256, s / 16, s / 16) with s its ``img_size``.
         prompt_encoder: see :class:`sam.prompt_encoder.PromptEncoder`.
         mask_decoder: see :class:`sam.mask_decoder.MaskDecoder`.
     """
 
     mask_threshold = 0.0
     image_format = "RGB"
-    # ImageNet's mean and standard deviation in units of 0..255, per channel; not part of the weights.
+    # ImageNet's mean and standard deviation per channel, in 0..255; not part of the weights.
     pixel_mean = (123.675, 116.28, 103.53)
     pixel_std = (58.395, 57.12, 57.375)
 
@@ -86,7 +86,7 @@ class Sam(nn.Module):
     def postprocess_masks(
         self, masks: Var, input_size: tuple[int, int], original_size: tuple[int, int]
     ) -> Var:
-        """Logits of the decoder to logits of the image: up to the padded input, cut the padding, up to the image.
+        """Enlarge to the padded input, cut the padding off, resize to the image (bilinear).
 
         Args:
             masks: (B, M, 4h, 4w).
@@ -105,7 +105,7 @@ class Sam(nn.Module):
 
 
 def build_sam(image_encoder: Any, checkpoint: str | Path | None = None) -> Sam:
-    """A SAM around ``image_encoder``, in eval mode, with the weights of ``checkpoint`` if one is given.
+    """A SAM around ``image_encoder``, in eval mode, with the weights of ``checkpoint`` if given.
 
     Raises:
         UserError: the file is not a checkpoint, or not of this architecture.

@@ -1,4 +1,4 @@
-"""Layers that the Segment Anything networks share: official parameter names, inference through ``core.ops``."""
+"""Layers that the Segment Anything networks share: official names, inference by ``core.ops``."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class LayerNorm(nn.Module):
 
 
 def layer_norm_2d(channels: int) -> LayerNorm:
-    """SAM's ``LayerNorm2d``; its maps are channels-last here, so that it is the layer norm of the last axis."""
+    """SAM's ``LayerNorm2d``: on channels-last maps, as here, the layer norm of the last axis."""
     return LayerNorm(channels, eps=1e-6)
 
 
 class Activation(nn.Module):
-    """Keeps the place of a parameterless layer in a sequence, so that the numbers in the keys fit."""
+    """Keeps the place of a layer without parameters, so that the numbers in the keys fit."""
 
     def execute(self, x: Var) -> Var:
         raise NotImplementedError("the activation is fused into the layer before it")
@@ -93,7 +93,7 @@ class MLP(nn.Module):
 
 
 class Neck(nn.Sequential):
-    """1x1 and 3x3 convolution, each with layer norm, from the encoder's width to the embedding's (keys 0-3)."""
+    """1x1 and 3x3 convolution, each with layer norm, to the embedding's width (keys 0-3)."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(

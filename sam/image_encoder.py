@@ -1,4 +1,4 @@
-"""SAM's image encoder: a ViT with windowed and global attention and decomposed relative positions (ViTDet)."""
+"""SAM's image encoder: ViTDet's ViT, windowed and global attention with relative positions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class ImageEncoderViT(nn.Module):
     Args:
         img_size: side of the square input in pixels.
         embed_dim, depth, num_heads: the ViT's width, blocks and heads.
-        global_attn_indexes: blocks that attend to the whole map; the others to windows of ``window_size`` tokens.
+        global_attn_indexes: blocks that attend to the whole map; the others to windows of
+            ``window_size`` tokens.
         out_chans: channels of the embedding.
     """
 
@@ -54,7 +55,7 @@ class ImageEncoderViT(nn.Module):
         self.neck = Neck(embed_dim, out_chans)
 
     def execute(self, x: Var) -> Var:
-        """float32 (B, 3, img_size, img_size), normalised -> (B, out_chans, img_size / 16, img_size / 16)."""
+        """float32 (B, 3, s, s), normalised -> (B, out_chans, s / 16, s / 16), s = img_size."""
         with jt.no_grad():
             x = self.patch_embed(x) + self.pos_embed
             for block in self.blocks:
@@ -93,8 +94,8 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention in windows of ``side`` tokens with decomposed relative positions.
 
-    The map is padded to whole windows with zeros after the norm; a padded token takes part in its window with the
-    bias of ``qkv`` as query, key and value, as in the official code.
+    The map is padded to whole windows with zeros after the norm; a padded token takes part in its
+    window with the bias of ``qkv`` as query, key and value, as in the official code.
     """
 
     def __init__(self, dim: int, num_heads: int, side: int) -> None:

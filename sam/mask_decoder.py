@@ -1,4 +1,4 @@
-"""SAM's mask decoder: an image embedding and prompt embeddings to low-resolution mask logits and predicted IoU."""
+"""SAM's mask decoder: image and prompt embeddings to low-resolution logits and predicted IoU."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from core import ops
 from core.runtime import jt, nn
+from sam import decoder_ops
 from sam.common import MLP, Activation, layer_norm_2d
 from sam.transformer import TwoWayTransformer
 
@@ -23,7 +23,8 @@ class MaskDecoder(nn.Module):
     Args:
         transformer_dim: channels of image embedding and tokens.
         transformer: the two-way transformer.
-        num_multimask_outputs: masks of an ambiguous prompt; one more token answers unambiguous prompts.
+        num_multimask_outputs: masks of an ambiguous prompt; one more token answers unambiguous
+            prompts.
         iou_head_depth, iou_head_hidden_dim: the MLP that predicts each mask's IoU.
     """
 
@@ -102,15 +103,15 @@ class MaskDecoder(nn.Module):
         batch, height, width = tokens.shape[0], *image.shape[2:]
         out, places = self.transformer(image, image_pe, jt.array(tokens))
 
-        # The first token predicts the IoU, the others turn into the vectors of their masks. They are
-        # taken apart and put together with numpy, for which nothing has to be compiled.
+        # The first token predicts the IoU, the others turn into the vectors of their masks. They
+        # are taken apart and put together with numpy, for which nothing has to be compiled.
         rows = out.numpy()
         iou = self.iou_prediction_head(jt.array(rows[:, 0])).numpy()[:, wanted]
         heads = self.output_hypernetworks_mlps
         vectors = [heads[i](jt.array(rows[:, 1 + i])).numpy() for i in wanted]
         hyper = jt.array(np.stack(vectors, axis=1))
         first, norm, _, second, _ = list(self.output_upscaling)
-        masks = ops.upscale_masks(
+        masks = decoder_ops.upscale_masks(
             places.reshape(batch, height, width, -1),
             first.weight,
             first.bias,

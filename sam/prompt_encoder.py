@@ -119,7 +119,7 @@ class PositionEmbeddingRandom(nn.Module):
 
     def __init__(self, num_pos_feats: int) -> None:
         self.positional_encoding_gaussian_matrix = jt.randn((2, num_pos_feats)).stop_grad()
-        # The last grid and the matrix and size that it belongs to: it is asked for with every prompt.
+        # Matrix and size of the last grid, and the grid: every prompt asks for it.
         self._grid: tuple[np.ndarray, tuple[int, int], np.ndarray] | None = None
 
     def execute(self, size_hw: tuple[int, int]) -> Var:

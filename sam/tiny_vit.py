@@ -1,8 +1,8 @@
-"""MobileSAM's image encoder: TinyViT-5M (MBConv stage, then three stages of windowed attention), channels-last.
+"""MobileSAM's image encoder TinyViT-5M: an MBConv stage, then three of windowed attention.
 
-Keys as in MobileSAM, with ``Conv2d_BN`` pairs ``.c`` (convolution) and ``.bn``. Inference only: batch norm always
-uses its running statistics and is folded into the convolution. The classifier (``norm_head``, ``head``) that the
-published checkpoint still carries is not part of the encoder.
+Keys as in MobileSAM, with ``Conv2d_BN`` pairs ``.c`` (convolution) and ``.bn``. Inference only:
+batch norm always uses its running statistics and is folded into the convolution. The classifier
+(``norm_head``, ``head``) that the published checkpoint still carries is not part of the encoder.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TinyViT(nn.Module):
         self.neck = Neck(embed_dims[-1], out_chans)
 
     def execute(self, x: Var) -> Var:
-        """float32 (B, 3, img_size, img_size), normalised -> (B, out_chans, img_size / 16, img_size / 16)."""
+        """float32 (B, 3, s, s), normalised -> (B, out_chans, s / 16, s / 16), s = img_size."""
         with jt.no_grad():
             x = self.patch_embed(x)
             for stage in self.layers:
@@ -78,7 +78,8 @@ class ConvBN(nn.Module):
     def folded(self) -> tuple[Var, Var]:
         """Weight (O, I / groups, k, k) and bias (O,) with the running statistics inside.
 
-        Done anew at every call, by numpy: it costs microseconds, needs no kernel, and cannot go stale.
+        Done anew at every call, by numpy: it costs microseconds, needs no kernel, and cannot go
+        stale.
         """
         bn = self.bn
         gain, shift, mean, variance = (
@@ -133,10 +134,10 @@ class MBConv(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Between two stages: 1 x 1, depthwise 3 x 3 (halving the size, except before the last stage), 1 x 1."""
+    """Between two stages: 1 x 1, depthwise 3 x 3 (stride 2, before the last stage 1), 1 x 1."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
-        # TinyViT's own rule: these widths belong to the stage that keeps the resolution in MobileSAM.
+        # TinyViT's own rule: before stages of these widths MobileSAM keeps the resolution.
         stride = 1 if out_dim in (320, 448, 576) else 2
         self.conv1 = ConvBN(dim, out_dim)
         self.conv2 = ConvBN(out_dim, out_dim, 3, stride, groups=out_dim)
@@ -175,7 +176,7 @@ class TinyViTBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention in windows of ``side`` tokens with a learned bias per head and absolute offset, residual included.
+    """Windowed attention with a learned bias per head and absolute offset, residual included.
 
     The official code pads the map with zeros *before* the norm: a padded token is the norm's bias.
     """
@@ -186,7 +187,7 @@ class Attention(nn.Module):
         self.norm = LayerNorm(dim)
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
-        # Official column order is that of first appearance among row-major pairs, which is |dy| * side + |dx|.
+        # By |dy| * side + |dx|, which is the official order, that of first appearance.
         self.attention_biases = jt.zeros((num_heads, side * side))
 
     def execute(self, x: Var) -> Var:

@@ -1,8 +1,8 @@
 """The two-way transformer of SAM's mask decoder: tokens and image places attend to each other.
 
-The image side is what costs: every prompt has its own copy of 4096 places after the first layer. Before it the
-places are the same for all prompts, which share them (batch 1), and no projection of the image places is made per
-prompt (see ``ops.token_to_image``).
+The image side is what costs: every prompt has its own copy of 4096 places after the first layer.
+Before it the places are the same for all prompts, which share them (batch 1), and no projection of
+the image places is made per prompt (see ``decoder_ops.token_to_image``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from core import ops
 from core.runtime import nn
+from sam import decoder_ops
 from sam.common import LayerNorm, Linear
 from sam.image_encoder import MLPBlock
 
@@ -58,7 +59,7 @@ class TwoWayTransformer(nn.Module):
 
 
 class TwoWayAttentionBlock(nn.Module):
-    """Self attention of the tokens, tokens to image, MLP on the tokens, image to tokens; a norm after each.
+    """Tokens to themselves, tokens to image, MLP on the tokens, image to tokens; a norm after each.
 
     Args:
         skip_first_layer_pe: the first block's self attention has neither positions nor residual.
@@ -114,11 +115,11 @@ class Attention(nn.Module):
         return self.out_proj(mixed, residual=residual)
 
     def at_image(self, q: Var, keys: Var, key_pe: Var, residual: Var) -> Var:
-        """Tokens q (B, T, C) look at image places (B or 1, N, C): residual + attention, (B, T, C)."""
+        """Tokens q (B, T, C) look at places (B or 1, N, C): residual + attention, (B, T, C)."""
         if keys.shape[0] == 1:
             # One projection of the places serves all prompts.
             return self(q, keys + key_pe, keys, residual)
-        mixed = ops.token_to_image(
+        mixed = decoder_ops.token_to_image(
             self.q_proj(q),
             keys,
             key_pe,
@@ -130,8 +131,10 @@ class Attention(nn.Module):
         return self.out_proj(mixed, residual=residual)
 
     def from_image(self, keys: Var, key_pe: Var, k: Var, v: Var, norm: LayerNorm) -> Var:
-        """Image places (B or 1, N, C) look at tokens k, v (B, T, C): norm(places + attention), (B, N, C)."""
-        return ops.image_to_token(
+        """Image places (B or 1, N, C) look at tokens k, v (B, T, C): norm(places + attention), (B,
+        N, C).
+        """
+        return decoder_ops.image_to_token(
             keys,
             key_pe,
             self.k_proj(k),

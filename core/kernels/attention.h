@@ -1,5 +1,6 @@
-// softmax(scale q k^T + bias) v for all heads, on whole sequences or on windows of a map, without copies of
-// the score matrix for more than a block of queries. Rows of q, k, v may lie apart (packed qkv).
+// softmax(scale q k^T + bias) v for all heads, on whole sequences or on windows of a map, without
+// copies of the score matrix for more than a block of queries. Rows of q, k, v may lie apart
+// (packed qkv).
 namespace kernels {
 
 struct Tokens {  // a batch of token maps; head h of a token starts at row + offset + h * head_step
@@ -9,9 +10,9 @@ struct Tokens {  // a batch of token maps; head h of a token starts at row + off
 };
 
 struct AttentionShape {
-    int batch, heads, dim;     // dim floats per head
-    int height, width, side;   // the map and the window's side; side 0: one sequence per batch entry
-    int queries, keys;         // per sequence or window
+    int batch, heads, dim;    // dim floats per head
+    int height, width, side;  // the map and the window's side; side 0: one sequence per batch entry
+    int queries, keys;        // per sequence or window
     float scale;
 };
 
@@ -21,14 +22,17 @@ enum BiasKind { NO_BIAS = 0, OFFSET_TABLE = 1, DECOMPOSED = 2 };
 static inline int token_at(const AttentionShape& s, int window, int i) {
     if (s.side == 0) return i;
     const int per_row = (s.width + s.side - 1) / s.side;
-    const int y = window / per_row * s.side + i / s.side, x = window % per_row * s.side + i % s.side;
+    const int y = window / per_row * s.side + i / s.side,
+              x = window % per_row * s.side + i % s.side;
     return y < s.height && x < s.width ? y * s.width + x : -1;
 }
 
-// Rows i0..i1 of a head as a matrix with row distance `ld`: in place where they lie evenly, else copied.
-static const float* head_rows(const AttentionShape& s, const Tokens& t, int batch, int tokens, int window,
-                              int head, int i0, int i1, int slot, int64_t* ld) {
-    const float* map = t.data + int64_t(batch) * tokens * t.row_step + t.offset + head * t.head_step;
+// Rows i0..i1 of a head as a matrix with row distance `ld`: in place where they lie evenly, else
+// copied.
+static const float* head_rows(const AttentionShape& s, const Tokens& t, int batch, int tokens,
+                              int window, int head, int i0, int i1, int slot, int64_t* ld) {
+    const float* map =
+        t.data + int64_t(batch) * tokens * t.row_step + t.offset + head * t.head_step;
     if (s.side == 0 || (s.side == s.height && s.side == s.width)) {
         *ld = t.row_step;
         return map + i0 * t.row_step;
@@ -54,8 +58,10 @@ static void add_offset_table(const float* table, int side, int query, float* sco
     }
 }
 
-// ViT: bias of a pair = q . rel_h[qy - ky + side - 1] + q . rel_w[qx - kx + side - 1], the products given.
-static void add_decomposed(const float* by_h, const float* by_w, int side, int query, float* scores) {
+// ViT: bias of a pair = q . rel_h[qy - ky + side - 1] + q . rel_w[qx - kx + side - 1], the products
+// given.
+static void add_decomposed(const float* by_h, const float* by_w, int side, int query,
+                           float* scores) {
     const float* h = by_h + query / side + side - 1;
     const float* w = by_w + query % side + side - 1;
     float* reversed = scratch(6, side);
@@ -67,8 +73,8 @@ static void add_decomposed(const float* by_h, const float* by_w, int side, int q
     }
 }
 
-static void attention(const AttentionShape& s, const Tokens& q, const Tokens& k, const Tokens& v, int bias_kind,
-                      const float* bias_a, const float* bias_b, float* out) {
+static void attention(const AttentionShape& s, const Tokens& q, const Tokens& k, const Tokens& v,
+                      int bias_kind, const float* bias_a, const float* bias_b, float* out) {
     const int per_row = s.side ? (s.width + s.side - 1) / s.side : 1;
     const int windows = s.side ? per_row * ((s.height + s.side - 1) / s.side) : 1;
     const int in_query_map = s.side ? s.height * s.width : s.queries;
@@ -82,7 +88,8 @@ static void attention(const AttentionShape& s, const Tokens& q, const Tokens& k,
         const int head = task / blocks % s.heads, window = task / blocks / s.heads % windows;
         const int batch = task / blocks / s.heads / windows;
         int64_t ldq, ldk, ldv;
-        const float* queries = head_rows(s, q, batch, in_query_map, window, head, q0, q0 + n, 0, &ldq);
+        const float* queries =
+            head_rows(s, q, batch, in_query_map, window, head, q0, q0 + n, 0, &ldq);
         const float* keys = head_rows(s, k, batch, in_key_map, window, head, 0, s.keys, 1, &ldk);
         const float* values = head_rows(s, v, batch, in_key_map, window, head, 0, s.keys, 2, &ldv);
         float* scores = scratch(3, size_t(n) * s.keys);
@@ -91,7 +98,8 @@ static void attention(const AttentionShape& s, const Tokens& q, const Tokens& k,
         if (bias_kind == DECOMPOSED) {
             by_h = scratch(4, size_t(2) * n * relative);
             matmul_t(n, relative, s.dim, 1, queries, ldq, bias_a, s.dim, 0, by_h, relative);
-            matmul_t(n, relative, s.dim, 1, queries, ldq, bias_b, s.dim, 0, by_h + n * relative, relative);
+            matmul_t(n, relative, s.dim, 1, queries, ldq, bias_b, s.dim, 0, by_h + n * relative,
+                     relative);
         }
         for (int i = 0; i < n; i++) {
             float* row = scores + int64_t(i) * s.keys;
@@ -103,14 +111,16 @@ static void attention(const AttentionShape& s, const Tokens& q, const Tokens& k,
         }
         float* to = out + int64_t(batch) * in_query_map * out_step + head * s.dim;
         if (s.side == 0) {
-            matmul(n, s.dim, s.keys, 1, scores, s.keys, values, ldv, 0, to + q0 * out_step, out_step);
+            matmul(n, s.dim, s.keys, 1, scores, s.keys, values, ldv, 0, to + q0 * out_step,
+                   out_step);
             continue;
         }
         float* result = scratch(5, size_t(n) * s.dim);
         matmul(n, s.dim, s.keys, 1, scores, s.keys, values, ldv, 0, result, s.dim);
         for (int i = 0; i < n; i++) {
             const int at = token_at(s, window, q0 + i);
-            if (at >= 0) std::memcpy(to + at * out_step, result + int64_t(i) * s.dim, sizeof(float) * s.dim);
+            if (at >= 0)
+                std::memcpy(to + at * out_step, result + int64_t(i) * s.dim, sizeof(float) * s.dim);
         }
     }
 }

@@ -1,5 +1,6 @@
-// What the CPU kernels share: exp and GELU that the compiler can vectorise, layer norm of a row, oneDNN's
-// single precision matrix product. Included as text by core/ops.py in front of each kernel.
+// What the CPU kernels share: exp and GELU that the compiler can vectorise, layer norm of a row,
+// oneDNN's single precision matrix product. Included as text by core/ops.py in front of each
+// kernel.
 #include <dnnl.h>
 #include <omp.h>
 
@@ -57,7 +58,8 @@ static inline void activate_row(float* x, int n, int activation) {
         gelu_row(x, n);
 }
 
-// Mean first, then the mean of squared differences: the one-pass formula loses everything at large means.
+// Mean first, then the mean of squared differences: the one-pass formula loses everything at large
+// means.
 static inline void layer_norm_row(const float* x, float* y, int n, const float* weight,
                                   const float* bias, float eps) {
     float sum = 0;

@@ -26,21 +26,26 @@ static void gather_patch(const float* image, const Window& s, int oy, int ox, fl
 // x (B,H,W,I) or, by its steps, (B,I,H,W); w (O,I,k,k); bias (O) or null; y (B,h,w,O).
 static void conv2d(const float* x, const float* w, const float* bias, float* y, int batch,
                    const Window& s, int out_channels, int activation) {
-    const int taps = s.kernel * s.kernel, places = s.out_height * s.out_width, depth = taps * s.channels;
+    const int taps = s.kernel * s.kernel, places = s.out_height * s.out_width,
+              depth = taps * s.channels;
     Buffer by_tap(size_t(out_channels) * depth);  // (O,k,k,I), the order of a gathered patch
 #pragma omp parallel for schedule(static)
     for (int o = 0; o < out_channels; o++)
         for (int c = 0; c < s.channels; c++)
             for (int t = 0; t < taps; t++)
-                by_tap[(int64_t(o) * taps + t) * s.channels + c] = w[(int64_t(o) * s.channels + c) * taps + t];
-    const int rows = std::max(32, std::min(256, 65536 / depth)), blocks = (places + rows - 1) / rows;
+                by_tap[(int64_t(o) * taps + t) * s.channels + c] =
+                    w[(int64_t(o) * s.channels + c) * taps + t];
+    const int rows = std::max(32, std::min(256, 65536 / depth)),
+              blocks = (places + rows - 1) / rows;
 #pragma omp parallel for schedule(dynamic)
     for (int task = 0; task < batch * blocks; task++) {
-        const int image = task / blocks, p0 = task % blocks * rows, p1 = std::min(places, p0 + rows);
+        const int image = task / blocks, p0 = task % blocks * rows,
+                  p1 = std::min(places, p0 + rows);
         const float* from = x + int64_t(image) * s.height * s.width * s.channels;
         float* patches = scratch(0, size_t(rows) * depth);
         for (int p = p0; p < p1; p++)
-            gather_patch(from, s, p / s.out_width, p % s.out_width, patches + int64_t(p - p0) * depth);
+            gather_patch(from, s, p / s.out_width, p % s.out_width,
+                         patches + int64_t(p - p0) * depth);
         float* block = y + (int64_t(image) * places + p0) * out_channels;
         matmul_t(p1 - p0, out_channels, depth, 1, patches, depth, by_tap.data(), depth, 0, block,
                  out_channels);
@@ -53,10 +58,12 @@ static void conv2d(const float* x, const float* w, const float* bias, float* y, 
 }
 
 // Depthwise 3 x 3, padding 1: in0 x (B,H,W,C), in1 w (C,9), in2 bias (C) -> (B,h,w,C).
-static void depthwise3x3(const float* x, const float* w, const float* bias, float* y, int batch, int height,
-                         int width, int channels, int stride, int out_height, int out_width,
-                         int activation) {
-    Buffer taps(size_t(9) * channels);  // tap by tap, so that the loop over channels runs through memory in order
+static void depthwise3x3(const float* x, const float* w, const float* bias, float* y, int batch,
+                         int height, int width, int channels, int stride, int out_height,
+                         int out_width, int activation) {
+    Buffer taps(
+        size_t(9) *
+        channels);  // tap by tap, so that the loop over channels runs through memory in order
     for (int c = 0; c < channels; c++)
         for (int t = 0; t < 9; t++) taps[size_t(t) * channels + c] = w[c * 9 + t];
 #pragma omp parallel for schedule(static)

@@ -1,8 +1,8 @@
 // y = act(x w^T + bias + residual): in0 x (M,K), in1 w (N,K), in2 bias (N), in3 residual (M,N).
 namespace kernels {
 
-static void linear(const float* x, const float* w, const float* bias, const float* residual, float* y,
-                   int m, int n, int k, int activation) {
+static void linear(const float* x, const float* w, const float* bias, const float* residual,
+                   float* y, int m, int n, int k, int activation) {
     const int threads = omp_get_max_threads();
     const int rows = std::max(1, std::min(256, (m + threads - 1) / threads));
     const int row_blocks = (m + rows - 1) / rows;

@@ -10,7 +10,8 @@ static void transpose(const float* x, float* y, int64_t batch, int64_t m, int64_
         float* to = y + task / across * m * n;
         for (int64_t i0 = 0; i0 < m; i0 += tile)
             for (int64_t j = j0; j < j1; j++)
-                for (int64_t i = i0; i < std::min(m, i0 + tile); i++) to[j * m + i] = from[i * n + j];
+                for (int64_t i = i0; i < std::min(m, i0 + tile); i++)
+                    to[j * m + i] = from[i * n + j];
     }
 }
 

@@ -1,4 +1,6 @@
-"""The Segment Anything networks against outputs of the official code, with the golden files' own weights."""
+"""The Segment Anything networks against outputs of the official code, with the golden files' own
+weights.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-// Cross attention between a few tokens and many image places, multiplied out so that nothing of size
-// (places, inner) is ever projected: with R = heads * tokens rows,
-//   scores = (x + pe) Wq^T . k = (x + pe) . (k Wq)      and      (a v) Wo^T = a . (v Wo^T)
-// cost 2 * R * places * channels instead of 2 * inner * places * channels. Every image block is read once and
-// worked on in cache.
+// Cross attention between a few tokens and many image places, multiplied out so that nothing of
+// size (places, inner) is ever projected. With R = heads * tokens rows,
+//   scores = (x + pe) Wq^T . k = (x + pe) . (k Wq)   and   (a v) Wo^T = a . (v Wo^T)
+// cost 2 * R * places * channels instead of 2 * inner * places * channels. Every block of image
+// places is read once and worked on in cache.
 namespace kernels {
 
 struct TwoWay {
@@ -10,15 +10,19 @@ struct TwoWay {
     int places, channels, tokens, heads, inner;
 };
 
-// rows (heads*tokens, channels) = alpha * per-head product of t (tokens, inner) and w (inner, channels).
-static void expand_heads(const TwoWay& s, float alpha, const float* t, const float* w, float* rows) {
+// rows (heads*tokens, channels) = alpha * per-head product of t (tokens, inner) and w (inner,
+// channels).
+static void expand_heads(const TwoWay& s, float alpha, const float* t, const float* w,
+                         float* rows) {
     const int dim = s.inner / s.heads;
     for (int h = 0; h < s.heads; h++)
-        matmul(s.tokens, s.channels, dim, alpha, t + h * dim, s.inner, w + int64_t(h) * dim * s.channels,
-               s.channels, 0, rows + int64_t(h) * s.tokens * s.channels, s.channels);
+        matmul(s.tokens, s.channels, dim, alpha, t + h * dim, s.inner,
+               w + int64_t(h) * dim * s.channels, s.channels, 0,
+               rows + int64_t(h) * s.tokens * s.channels, s.channels);
 }
 
-// Softmax down each column of (tokens, n), rows `ld` apart: neighbouring places side by side in a vector.
+// Softmax down each column of (tokens, n), rows `ld` apart: neighbouring places side by side in a
+// vector.
 static void softmax_columns(float* x, int tokens, int n, int64_t ld, float* top, float* sum) {
     std::memcpy(top, x, sizeof(float) * n);
     for (int t = 1; t < tokens; t++)
@@ -38,10 +42,12 @@ static void softmax_columns(float* x, int tokens, int n, int64_t ld, float* top,
 }
 
 // x' = LayerNorm(x + attention(queries x + pe, keys k, values v)): the image looks at the tokens.
-// k, v (batch, tokens, inner); wq (inner, channels); wo (channels, inner); out (batch, places, channels).
-static void image_to_token(const TwoWay& s, const float* x, const float* pe, const float* k, const float* v,
-                           const float* wq, const float* bq, const float* wo, const float* bo,
-                           const float* norm_weight, const float* norm_bias, float eps, float* out) {
+// k, v (batch, tokens, inner); wq (inner, channels); wo (channels, inner); out (batch, places,
+// channels).
+static void image_to_token(const TwoWay& s, const float* x, const float* pe, const float* k,
+                           const float* v, const float* wq, const float* bq, const float* wo,
+                           const float* bo, const float* norm_weight, const float* norm_bias,
+                           float eps, float* out) {
     const int rows = s.heads * s.tokens, dim = s.inner / s.heads, C = s.channels;
     const int64_t per_prompt = int64_t(rows) * C;
     const float scale = 1.0f / std::sqrt(float(dim));
@@ -54,7 +60,8 @@ static void image_to_token(const TwoWay& s, const float* x, const float* pe, con
         for (int h = 0; h < s.heads; h++) {
             for (int t = 0; t < s.tokens; t++) {
                 float dot = 0;
-                for (int d = 0; d < dim; d++) dot += keys[t * s.inner + h * dim + d] * bq[h * dim + d];
+                for (int d = 0; d < dim; d++)
+                    dot += keys[t * s.inner + h * dim + d] * bq[h * dim + d];
                 shift[size_t(b) * rows + h * s.tokens + t] = scale * dot;
             }
             matmul_t(s.tokens, C, dim, 1, values + h * dim, s.inner, wo + h * dim, s.inner, 0,
@@ -88,10 +95,10 @@ static void image_to_token(const TwoWay& s, const float* x, const float* pe, con
 }
 
 // attention(queries q, keys (x + pe) Wk^T + bk, values x Wv^T + bv) before the output projection.
-// q (batch, tokens, inner); wk, wv (inner, channels); out (batch, tokens, inner). bk shifts all scores of a
-// query alike, which softmax does not see: it is not needed.
-static void token_to_image(const TwoWay& s, const float* x, const float* pe, const float* q, const float* wk,
-                           const float* wv, const float* bv, float* out) {
+// q (batch, tokens, inner); wk, wv (inner, channels); out (batch, tokens, inner). bk shifts all
+// scores of a query alike, which softmax does not see: it is not needed.
+static void token_to_image(const TwoWay& s, const float* x, const float* pe, const float* q,
+                           const float* wk, const float* wv, const float* bv, float* out) {
     const int rows = s.heads * s.tokens, dim = s.inner / s.heads, C = s.channels, block = 256;
 #pragma omp parallel for schedule(dynamic)
     for (int b = 0; b < s.batch; b++) {
@@ -111,8 +118,8 @@ static void token_to_image(const TwoWay& s, const float* x, const float* pe, con
         matmul(rows, C, s.places, 1, scores, s.places, image, C, 0, context, C);
         float* to = out + int64_t(b) * s.tokens * s.inner;
         for (int h = 0; h < s.heads; h++)
-            matmul_t(s.tokens, dim, C, 1, context + int64_t(h) * s.tokens * C, C, wv + int64_t(h) * dim * C, C, 0,
-                     to + h * dim, s.inner);
+            matmul_t(s.tokens, dim, C, 1, context + int64_t(h) * s.tokens * C, C,
+                     wv + int64_t(h) * dim * C, C, 0, to + h * dim, s.inner);
         for (int t = 0; t < s.tokens; t++)
             for (int d = 0; d < s.inner; d++) to[t * s.inner + d] += bv[d];
     }
