@@ -7,6 +7,7 @@ would have had.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import time
@@ -146,22 +147,24 @@ def fit(
     model.train()
     _announce(plan, loader, first)
     report = _Report(plan, loader)
-    batches = _batches(plan, loader, task, first)
+    batches: Any = _batches(plan, loader, task, first)
     if distributed.is_main():
         remaining = (plan.epochs - first) * loader.steps
         batches = log.progress(batches, plan.stage, total=remaining, unit="step")
-    for epoch, index, batch in batches:
-        step = epoch * loader.steps + index
-        rate = cosine_lr(step, plan.epochs * loader.steps, plan.base_lr, plan.final_lr)
-        values = _train_step(optimizer, task, batch, step, rate)
-        if not all(math.isfinite(value) for value in values.values()):
-            raise UserError(_not_finite(plan, loader, epoch, index, values))
-        last = index == loader.steps - 1
-        report.add(values)
-        if last or (index + 1) % _LOG_STEPS == 0:
-            report.write(epoch, step, rate, last)
-        if last:
-            _save(plan, model, optimizer, task, epoch + 1, step + 1)
+    # Closed on an error too: the bar and the threads of the loader end with the loop.
+    with contextlib.closing(batches):
+        for epoch, index, batch in batches:
+            step = epoch * loader.steps + index
+            rate = cosine_lr(step, plan.epochs * loader.steps, plan.base_lr, plan.final_lr)
+            values = _train_step(optimizer, task, batch, step, rate)
+            if not all(math.isfinite(value) for value in values.values()):
+                raise UserError(_not_finite(plan, loader, epoch, index, values))
+            last = index == loader.steps - 1
+            report.add(values)
+            if last or (index + 1) % _LOG_STEPS == 0:
+                report.write(epoch, step, rate, last)
+            if last:
+                _save(plan, model, optimizer, task, epoch + 1, step + 1)
     _report_broken(plan, loader)
 
 

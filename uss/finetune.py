@@ -111,7 +111,7 @@ class FinetuneTask:
     """Mean cross entropy of a batch (images, label maps) at a fraction of the crop's size."""
 
     def __init__(self, model: Any, config: Config, labels: Path) -> None:
-        self._model, self._config, self._labels = model, config, labels
+        self.model, self._config, self._labels = model, config, labels
 
     def start_epoch(self, epoch: int) -> None:
         """Nothing depends on the epoch."""
@@ -127,7 +127,7 @@ class FinetuneTask:
             )
         side = round(labels.shape[1] * self._config.finetune.label_scale)
         labels = np.stack([resize_nearest(label, (side, side)) for label in labels])
-        logits = resize_bilinear(self._model(images), (side, side))
+        logits = resize_bilinear(self.model(images), (side, side))
         return cross_entropy(logits, labels), {}
 
     def frozen(self, step: int) -> Collection[str]:

@@ -86,18 +86,18 @@ class PixelAttentionTask(train_stage.PrototypeTask):
 
     def __init__(self, model: PixelAttentionNet, config: Config) -> None:
         super().__init__(config.pixel_attention, config.heads.feat_dim)
-        self._model, self._config = model, config
+        self.model, self._config = model, config
 
     def loss(self, batch: Any, step: int) -> tuple[Any, dict[str, Any]]:
         """(image loss, {}), (1,) float32."""
         crops = batch[:-2]
         assignment = self._config.assignment
-        self._model.normalise_prototypes()
-        embedding, logits = self._model(crops, self._config.pixel_attention.threshold)
+        self.model.normalise_prototypes()
+        embedding, logits = self.model(crops, self._config.pixel_attention.threshold)
         targets = objectives.assignments(
             logits,
             embedding,
-            self._model.prototypes.weight,
+            self.model.prototypes.weight,
             crops[0].shape[0],
             assignment,
             self.queue,

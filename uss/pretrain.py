@@ -70,18 +70,18 @@ class PretrainTask(train_stage.PrototypeTask):
 
     def __init__(self, model: PretrainNet, config: Config) -> None:
         super().__init__(config.pretrain, config.heads.feat_dim)
-        self._model, self._config = model, config
+        self.model, self._config = model, config
 
     def loss(self, batch: Any, step: int) -> tuple[Any, dict[str, Any]]:
         """(total, {"image", "shallow<stage>"..., "pixel"}), each (1,) float32."""
         *crops, gridq, gridk = batch
         settings, assignment = self._config.pretrain, self._config.assignment
-        self._model.normalise_prototypes()
-        output = self._model(crops, gridq, gridk)
+        self.model.normalise_prototypes()
+        output = self.model(crops, gridq, gridk)
         targets = objectives.assignments(
             output.logits,
             output.embedding,
-            self._model.prototypes.weight,
+            self.model.prototypes.weight,
             crops[0].shape[0],
             assignment,
             self.queue,

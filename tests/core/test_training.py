@@ -1,0 +1,215 @@
+"""The optimiser against its formula, and the training loop: log, checkpoint, resume, refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core import checkpoint, training
+from core.data.loader import Loader
+from core.errors import UserError
+from core.optim import LarcSGD, cosine_lr
+from core.runtime import jt, nn
+
+MOMENTUM, DECAY, TRUST = 0.9, 0.01, 0.001
+
+
+def test_cosine_starts_at_base_and_ends_above_final():
+    rates = [cosine_lr(step, 4, 1.0, 0.2) for step in range(5)]
+    np.testing.assert_allclose(rates, [1.0, 0.8828427, 0.6, 0.3171573, 0.2], rtol=1e-6)
+
+
+def _expected(values, slopes, rates, larc, frozen_first=()):
+    """The update rule in float64, for losses linear in the parameters."""
+    values = [value.astype(np.float64) for value in values]
+    velocity = [np.zeros_like(value) for value in values]
+    for step, rate in enumerate(rates):
+        for i, slope in enumerate(slopes):
+            if step == 0 and i in frozen_first:
+                continue
+            gradient, size = slope + DECAY * values[i], np.linalg.norm(values[i])
+            if larc:
+                steepness = np.linalg.norm(slope)
+                gradient = slope.astype(np.float64)
+                if size and steepness:
+                    scale = TRUST * size / (steepness + DECAY * size + 1e-8)
+                    gradient = (slope + DECAY * values[i]) * scale
+            velocity[i] = MOMENTUM * velocity[i] + gradient
+            values[i] = values[i] - rate * velocity[i]
+    return values, velocity
+
+
+@pytest.mark.parametrize("composed", [False, True])
+@pytest.mark.parametrize("larc", [True, False])
+def test_update_rule(larc, composed, monkeypatch):
+    if composed:  # the form that runs on a GPU
+        monkeypatch.setattr(LarcSGD, "_on_cpu", LarcSGD._on_gpu)
+    rng = np.random.default_rng(0)
+    # Large enough for several threads; small; a zero parameter; a parameter without gradient.
+    values = [rng.normal(size=s).astype(np.float32) for s in ((90, 200), (2, 3, 1, 1), (5,), (4,))]
+    slopes = [rng.normal(size=value.shape).astype(np.float32) for value in values]
+    values[2][:], slopes[3][:] = 0, 0
+    parameters = {str(i): jt.array(value) for i, value in enumerate(values)}
+    optimizer = LarcSGD(parameters, MOMENTUM, DECAY, TRUST, larc)
+    rates = (0.5, 0.3, 0.1)
+    for step, rate in enumerate(rates):
+        terms = [(p * jt.array(s)).sum() for p, s in zip(parameters.values(), slopes)]
+        optimizer.step(sum(terms), rate, frozen=("1",) if step == 0 else ())
+    wanted, velocity = _expected(values, slopes, rates, larc, frozen_first=(1,))
+    state = optimizer.state()
+    for i in range(len(values)):
+        np.testing.assert_allclose(parameters[str(i)].numpy(), wanted[i], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(state[str(i)], velocity[i], rtol=1e-5, atol=1e-6)
+
+
+def test_optimiser_refuses_the_state_of_another_network():
+    optimizer = LarcSGD({"a": jt.ones((2,)), "b": jt.ones((3,))}, MOMENTUM, DECAY)
+    with pytest.raises(UserError, match=r"run/x: .*\(b: expected \(3,\), found None; 1 differ\)"):
+        optimizer.load_state({"a": np.zeros(2, np.float32)}, "run/x")
+
+
+class _Points:
+    """Data set of 12 points on a line."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        if index == 5:
+            raise UserError("point 5 is broken")
+        x = rng.normal(size=3).astype(np.float32) + index
+        return x, np.asarray([x.sum()], np.float32)
+
+    def path(self, index: int) -> Path:
+        return Path(f"points/{index}")
+
+
+class _Fit:
+    """Squared distance, with a memory of its own and a layer that draws (dropout)."""
+
+    def __init__(self, model, stop_at: int = -1, poison_at: int = -1) -> None:
+        self.model, self.stop_at, self.poison_at = model, stop_at, poison_at
+        self.seen = np.zeros(1, np.float32)
+
+    def start_epoch(self, epoch):
+        self.epoch = epoch
+
+    def loss(self, batch, step):
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        x, y = batch
+        self.seen = self.seen + x.sum()
+        error = self.model(jt.array(x)) - jt.array(y)
+        loss = (error * error).mean() * (float("nan") if step == self.poison_at else 1.0)
+        return loss, {"half": loss * 0.5}
+
+    def frozen(self, step):
+        return ()
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def load_state(self, state):
+        self.seen = state["seen"]
+
+
+def _plan(folder: Path, **changes) -> training.Plan:
+    plan = training.Plan(
+        stage="points",
+        folder=folder,
+        log_file=folder / "log.jsonl",
+        config_file=folder / "config.json",
+        config={"everything": 1},
+        settings={"points": {"epochs": 4, "width": 3}, "arch": "line"},
+        epochs=4,
+        base_lr=0.001,
+        final_lr=0.0001,
+        seed=7,
+    )
+    return replace(plan, **changes)
+
+
+def _train(plan: training.Plan, batch_size: int = 4, **task_arguments):
+    """(weights, task) after training, resuming what the folder holds."""
+    jt.set_global_seed(plan.seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    previous = training.previous_run(plan)
+    optimizer = LarcSGD(dict(model.named_parameters()), MOMENTUM, DECAY, larc=False)
+    task = _Fit(model, **task_arguments)
+    loader = Loader(_Points(), batch_size=batch_size, seed=plan.seed, workers=2)
+    training.fit(plan, model, optimizer, loader, task, previous)
+    return checkpoint.model_state(model), task
+
+
+def test_run_leaves_log_configuration_and_checkpoint(tmp_path, capsys):
+    weights, _ = _train(_plan(tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    assert lines[-1]["lr"] == pytest.approx(cosine_lr(11, 12, 0.001, 0.0001))
+    assert all(line["half"] == pytest.approx(line["loss"] / 2, rel=1e-4) for line in lines)
+    assert all(line["images_per_second"] > 0 and line["peak_memory_mib"] > 0 for line in lines)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"everything": 1}
+    payload = checkpoint.load_latest(tmp_path)
+    assert (payload["epoch"], payload["step"], payload["stage"]) == (4, 12, "points")
+    assert payload["config"] == {"everything": 1} and payload["seed"] == 7
+    for key, value in weights.items():
+        np.testing.assert_array_equal(payload["state_dict"][key], value)
+    assert (tmp_path / "previous.pth.tar").is_file()
+    shown = capsys.readouterr().err
+    assert "compiling kernels at the first step" in shown
+    assert "1 images could not be used" in shown and "points/5" in shown
+
+
+def test_resumed_run_ends_as_an_uninterrupted_one(tmp_path, capsys):
+    weights, task = _train(_plan(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        _train(_plan(tmp_path / "cut"), stop_at=7)
+    resumed, resumed_task = _train(_plan(tmp_path / "cut"))
+    assert "resuming at epoch 3 of 4" in capsys.readouterr().err
+    for key, value in weights.items():
+        np.testing.assert_array_equal(resumed[key], value)
+    np.testing.assert_array_equal(resumed_task.seen, task.seen)
+    assert training.finished(_plan(tmp_path / "cut"), checkpoint.load_latest(tmp_path / "cut"))
+    assert "already finished (4 epochs" in capsys.readouterr().err
+
+
+def test_run_of_other_settings_is_refused(tmp_path):
+    _train(_plan(tmp_path))
+    other = _plan(tmp_path, settings={"points": {"epochs": 4, "width": 5}, "arch": "line"})
+    with pytest.raises(UserError, match=r"points.width was 3, is 5.*choose another run folder"):
+        training.previous_run(other)
+    with pytest.raises(UserError, match="did not make"):
+        training.previous_run(_plan(tmp_path, stage="lines"))
+    checkpoint.save_checkpoint(tmp_path, {"state_dict": {"a": np.zeros(1)}})
+    with pytest.raises(UserError, match="did not make"):
+        training.previous_run(_plan(tmp_path))
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(UserError) as caught:
+        _train(_plan(tmp_path), poison_at=4)
+    text = str(caught.value)
+    assert "step 2 of epoch 2 (loss nan, half nan; images points/" in text
+    assert checkpoint.load_latest(tmp_path)["epoch"] == 1
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    with pytest.raises(UserError, match="no longer finite after epoch 1"):
+        _train(_plan(tmp_path, base_lr=1e39), batch_size=12)
+    assert checkpoint.load_latest(tmp_path) is None
+
+
+def test_steps_leave_nothing_in_memory():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    optimizer = LarcSGD(dict(model.named_parameters()), MOMENTUM, DECAY)
+    task, batch = _Fit(model), (np.ones((4, 3), np.float32), np.ones((4, 1), np.float32))
+    alive = []
+    for step in range(8):
+        training._train_step(optimizer, task, batch, step, 0.01)
+        alive.append(jt.liveness_info()["lived_vars"])
+    assert alive[-1] == alive[2]
