@@ -1,0 +1,221 @@
+"""The house rules that can be checked: who may import whom, who starts Jittor, what scripts say."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("core", "models", "sam", "uss")
+# Which packages of ours a package may import; `test` is test.py.
+MAY_IMPORT = {
+    "core": {"core"},
+    "models": {"models", "core"},
+    "sam": {"sam", "core"},
+    "uss": {"uss", "models", "sam", "core"},
+    "test": {"uss", "core"},
+}
+# Used where nobody wants to wait for Jittor: command line, data threads, metrics, label tools.
+NUMPY_ONLY = {
+    "core.checkpoint",
+    "core.config",
+    "core.data.loader",
+    "core.distributed",
+    "core.labels",
+    "core.matching",
+    "core.metrics",
+    "core.report",
+    "core.torch_reader",
+    "core.worklist",
+    "sam.mask_store",
+    "sam.masks",
+    "sam.superpixels",
+    "uss.__main__",
+    "uss.config",
+    "uss.evaluate",
+    "uss.paths",
+    "uss.refine",
+    "uss.submission",
+}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = [ROOT / "test.py"] + sorted(
+    path for package in PACKAGES for path in (ROOT / package).rglob("*.py")
+)
+TREES = {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+
+
+def imports(tree: ast.AST, inside_functions: bool) -> Iterator[tuple[str, str]]:
+    """(module, name) of each import; name is "" for a plain ``import module``."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from ((module, alias.name) for alias in node.names)
+        elif inside_functions or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from imports(node, inside_functions)
+
+
+def all_imports(module: str) -> list[tuple[str, str]]:
+    return list(imports(TREES[module], inside_functions=True))
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_arrows_point_one_way(module: str) -> None:
+    package = module.partition(".")[0]
+    for imported, _name in all_imports(module):
+        assert not imported.startswith("."), f"{module} imports {imported} relatively"
+        target = imported.partition(".")[0]
+        if target in (*PACKAGES, "test", "tests"):
+            assert target in MAY_IMPORT[package], f"{module} imports {imported}"
+
+
+def test_only_the_runtime_imports_jittor() -> None:
+    users = {
+        module
+        for module in TREES
+        for imported, _name in all_imports(module)
+        if imported.partition(".")[0] in ("jittor", "jittor_utils", "jittor_core")
+    }
+    assert users == {"core.runtime"}
+    for path in SOURCES:
+        assert not re.search(r"(__import__|import_module)\(\s*[\"']jittor", path.read_text()), path
+
+
+def starters() -> set[str]:
+    """Modules whose import starts Jittor, told from their imports outside of functions."""
+    direct: dict[str, set[tuple[str, str]]] = {
+        module: set(imports(tree, inside_functions=False)) for module, tree in TREES.items()
+    }
+    found = {
+        module
+        for module, names in direct.items()
+        if names & {("core.runtime", "jt"), ("core.runtime", "nn")}
+    }
+    while True:
+        more = {
+            module
+            for module, names in direct.items()
+            if any(imported in found or f"{imported}.{name}" in found for imported, name in names)
+            or names & {("sam", name) for name in LAZY_SAM}
+        }
+        if more <= found:
+            return found
+        found |= more
+
+
+LAZY_SAM = ("SamPredictor", "SamAutomaticMaskGenerator", "sam_model_registry")
+
+
+def test_numpy_only_modules_do_not_start_jittor() -> None:
+    """Each is imported in a fresh process, where Jittor's start would show."""
+    quiet = sorted(set(TREES) - starters())
+    assert set(quiet) >= NUMPY_ONLY, f"start Jittor: {sorted(NUMPY_ONLY - set(quiet))}"
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'jittor' not in sys.modules, name\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *quiet], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", [name_of(p) for p in SOURCES if p.name == "__init__.py"])
+def test_package_files_hold_a_docstring_only(package: str) -> None:
+    body = TREES[package].body
+    assert ast.get_docstring(TREES[package]), f"{package} has no docstring"
+    if package != "sam":  # resolves the official API's three names on first use
+        assert len(body) == 1
+
+
+def test_sam_offers_the_official_names() -> None:
+    code = (
+        "import sys, sam\n"
+        "assert 'jittor' not in sys.modules\n"
+        f"print([getattr(sam, name) is not None for name in {LAZY_SAM}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[True, True, True]", done.stderr
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_no_bare_except(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{module}, line {node.lineno}"
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_annotations_are_not_evaluated(module: str) -> None:
+    """``int | None`` in a signature works on Python 3.9 only so."""
+    future = ("__future__", "annotations")
+    assert len(TREES[module].body) == 1 or future in all_imports(module)
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    found = {}
+    for line in lines:
+        match = re.fullmatch(r"([A-Za-z0-9_.-]+)==([A-Za-z0-9_.]+)", line)
+        assert match, f"not pinned exactly: {line!r}"
+        found[match.group(1)] = match.group(2)
+    return found
+
+
+def test_conda_environment_equals_the_requirements() -> None:
+    text = (ROOT / "requirements.txt").read_text().splitlines()
+    wanted = pins([line for line in text if line and not line.startswith("#")])
+    conda = (ROOT / "requirement.yaml").read_text().splitlines()
+    start = next(number for number, line in enumerate(conda) if line.strip() == "- pip:")
+    block = [line.strip() for line in conda[start + 1 :]]
+    assert pins([line[2:] for line in block if line.startswith("- ")]) == wanted
+    base = [line.strip() for line in conda[:start]]
+    python = next(line for line in base if line.startswith("- python="))
+    assert python.partition("=")[2] in ("3.9", "3.10", "3.11", "3.12")
+    assert any(line.startswith("- gxx_linux-64") for line in base)  # Jittor compiles
+    for name in ("requirements-test.txt", "requirements-judge.txt"):
+        lines = (ROOT / name).read_text().splitlines()
+        pins([line for line in lines if line and not line.startswith(("#", "-r "))])
+
+
+SCRIPTS = [
+    *sorted(ROOT.glob("*.sh")),
+    *sorted((ROOT / "scripts").glob("*.sh")),
+    ROOT / ".ci" / "run",
+]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_stop_at_the_first_error(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    commands = [line for line in lines if line.strip() and not line.startswith("#")]
+    if lines[0].startswith("#!"):
+        assert commands[0] == "set -euo pipefail"
+        assert path.stat().st_mode & 0o111, f"{path.name} is not executable"
+    else:  # only sourced, by scripts that set it
+        sourced = f"scripts/{path.name}"
+        assert any(sourced in other.read_text() for other in SCRIPTS if other != path)
+    assert not any(re.match(r"\s*until\b", line) for line in lines), "an unbounded retry"
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_five_commands_are_there() -> None:
+    names = {path.name for path in ROOT.iterdir()}
+    assert names >= {"train_1.sh", "train_2.sh", "train_3.sh", "train_4.sh", "test.py"}
