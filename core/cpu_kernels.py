@@ -19,6 +19,11 @@ Var = Any
 _COMMON = Path(__file__).with_name("kernels") / "common.h"
 
 
+def on_cpu() -> bool:
+    """Whether operations run on the CPU now; the kernels can only be used there."""
+    return not jt.flags.use_cuda
+
+
 def run(header: Path, call: str, shape: Sequence[int], inputs: list[Var], **data: float) -> Var:
     """A new float32 Var of ``shape``, filled by ``call``.
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core import plain_ops
-from core.cpu_kernels import expect, run
-from core.runtime import jt
+from core.cpu_kernels import expect, on_cpu, run
 
 Var = Any
 
@@ -39,7 +38,7 @@ def linear(
         activation: "", "relu" or "gelu" (exact).
         residual: (..., N).
     """
-    if jt.flags.use_cuda:
+    if not on_cpu():
         return plain_ops.linear(x, weight, bias, activation, residual)
     depth, width = x.shape[-1], weight.shape[0]
     expect(weight.shape[1] == depth, "linear", x, weight)
@@ -70,7 +69,7 @@ def layer_norm(x: Var, weight: Var, bias: Var, eps: float, activation: str = "")
         weight: (C,).
         bias: (C,).
     """
-    if jt.flags.use_cuda:
+    if not on_cpu():
         return plain_ops.layer_norm(x, weight, bias, eps, activation)
     expect(weight.shape[0] == x.shape[-1], "layer_norm", x, weight)
     rows = x.reshape(-1, x.shape[-1])
@@ -88,7 +87,7 @@ def layer_norm(x: Var, weight: Var, bias: Var, eps: float, activation: str = "")
 
 def transpose(x: Var) -> Var:
     """(B, M, N) -> (B, N, M)."""
-    if jt.flags.use_cuda:
+    if not on_cpu():
         return x.permute(0, 2, 1)
     batch, rows, columns = x.shape
     return run(
@@ -114,7 +113,7 @@ def conv2d(
         x: (B, H, W, I), or (B, I, H, W) with ``channels_first``.
         weight: (O, I, k, k), as in ``nn.Conv2d``.
     """
-    if jt.flags.use_cuda:
+    if not on_cpu():
         return plain_ops.conv2d(x, weight, bias, stride, padding, activation, channels_first)
     batch = x.shape[0]
     channels, height, width = x.shape[1:] if channels_first else (x.shape[3], *x.shape[1:3])
@@ -157,7 +156,7 @@ def depthwise3x3(x: Var, weight: Var, bias: Var, stride: int = 1, activation: st
         weight: (C, 1, 3, 3).
         bias: (C,).
     """
-    if jt.flags.use_cuda:
+    if not on_cpu():
         return plain_ops.depthwise3x3(x, weight, bias, stride, activation)
     batch, height, width, channels = x.shape
     expect(weight.shape == [channels, 1, 3, 3], "depthwise3x3", x, weight)
@@ -199,7 +198,7 @@ def attention(q: Var, k: Var, v: Var, heads: int, scale: float) -> Var:
     Returns:
         (B, Nq, inner).
     """
-    if jt.flags.use_cuda:
+    if not on_cpu():
         return plain_ops.attention(q, k, v, heads, scale)
     batch, queries, inner = q.shape
     fits = k.shape == v.shape and k.shape[0] in (1, batch) and k.shape[2] == inner
@@ -256,7 +255,7 @@ def window_attention(
     Returns:
         (B, H, W, C).
     """
-    if jt.flags.use_cuda:
+    if not on_cpu():
         return plain_ops.window_attention(
             qkv, pad_row, heads, side, scale, head_major, offset_table, rel_h, rel_w
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core import plain_ops
-from core.cpu_kernels import expect, run
+from core.cpu_kernels import expect, on_cpu, run
 from core.runtime import jt, nn
 
 Var = Any
@@ -48,7 +48,7 @@ def image_to_token(
     Returns:
         (B, N, C).
     """
-    if jt.flags.use_cuda:
+    if not on_cpu():
         return _plain_image_to_token(
             x, pe, k, v, heads, wq, bq, wo, bo, norm_weight, norm_bias, eps
         )
@@ -83,7 +83,7 @@ def token_to_image(q: Var, x: Var, pe: Var, heads: int, wk: Var, wv: Var, bv: Va
     Returns:
         (B, T, inner), before the output projection.
     """
-    if jt.flags.use_cuda:
+    if not on_cpu():
         return _plain_token_to_image(q, x, pe, heads, wk, wv, bv)
     expect(x.shape[0] in (1, q.shape[0]), "token_to_image", q, x)
     return run(
@@ -123,7 +123,7 @@ def upscale_masks(
     Returns:
         (B, M, 4h, 4w).
     """
-    if jt.flags.use_cuda:
+    if not on_cpu():
         return _plain_upscale_masks(x, w1, b1, norm_weight, norm_bias, eps, w2, b2, hyper)
     batch, height, width, _ = x.shape
     expect(hyper.shape[0] == batch and hyper.shape[2] == w2.shape[1], "upscale_masks", x, hyper, w2)

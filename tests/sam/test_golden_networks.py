@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from core import ops
 from core.runtime import jt
+from sam import decoder_ops
 from sam.build import build_sam, build_sam_vit_b, build_sam_vit_t
 from sam.image_encoder import ImageEncoderViT
 from tests.conftest import relative_error
@@ -79,6 +81,18 @@ def test_golden_sam_small_prompts_and_decoder(
         key = f"decoder.{name}.multi{int(multimask)}"
         assert relative_error(arrays, f"{key}.low_res", masks.numpy()) < TOLERANCE
         assert relative_error(arrays, f"{key}.iou", iou.numpy()) < TOLERANCE
+
+
+@pytest.mark.slow  # a second by itself, but it has some thirty more kernels compiled
+def test_golden_sam_small_in_plain_jittor(
+    goldens: Load, recipe: ModuleType, small_sam: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs on CUDA, where the CPU kernels cannot."""
+    for module in (ops, decoder_ops):
+        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    test_golden_sam_small_image_encoder(goldens, recipe, small_sam)
+    test_golden_sam_small_prompts_and_decoder(goldens, recipe, small_sam, "all")
+    test_golden_sam_small_prompts_and_decoder(goldens, recipe, small_sam, "points")
 
 
 def test_golden_sam_small_transformer(goldens: Load, recipe: ModuleType, small_sam: Any) -> None:
