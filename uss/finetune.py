@@ -29,6 +29,7 @@ STAGE = "finetune"
 HEADS = ("upernet", "plain")
 TRUNK = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 HEAD = ("last_layer.",)
+_LOGIT_STD = 0.01  # of the weights that give the logits
 
 
 def run(config: Config, data: Path, run: RunFolder) -> None:
@@ -83,6 +84,8 @@ def build(config: Config, source: Path) -> UPerNet | PlainSegmenter:
     model = network(config)
     trunk = {key: value for key, value in state_dict_of(source).items() if key.startswith(TRUNK)}
     checkpoint.load_state(model, trunk, str(source), missing_ok=HEAD)
+    head = model.last_layer
+    _start_small(head if config.finetune.head == "plain" else head.conv_seg)
     return model
 
 
@@ -127,7 +130,7 @@ class FinetuneTask:
             )
         side = round(labels.shape[1] * self._config.finetune.label_scale)
         labels = np.stack([resize_nearest(label, (side, side)) for label in labels])
-        logits = resize_bilinear(self.model(images), (side, side))
+        logits = resize_bilinear(self.model(jt.array(images)), (side, side))
         return cross_entropy(logits, labels), {}
 
     def frozen(self, step: int) -> Collection[str]:
@@ -140,6 +143,16 @@ class FinetuneTask:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Nothing to take over."""
+
+
+def _start_small(layer: Any) -> None:
+    """Weights of the layer that gives the logits, drawn small, so that all classes start alike.
+
+    The reference scales them by the number of outputs: with hundreds of inputs and few classes the
+    logits start at a deviation of 20, and short runs end before that is unlearnt.
+    """
+    layer.weight.update(jt.init.gauss(layer.weight.shape, "float32", 0.0, _LOGIT_STD))
+    layer.weight.start_grad()
 
 
 def _require_broken(item: ImageItem, labels: Path) -> None:
