@@ -10,11 +10,9 @@ continues.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 
 from core import config as core_config
 from core import distributed
@@ -33,7 +31,6 @@ RUNS = PROJECT_ROOT / "runs"
 @main_guard
 def main(arguments: list[str]) -> int:
     """Run on the command line's arguments; returns the exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
     options = _parser().parse_args(arguments)
     run = RunFolder(_run_folder(options).absolute())
     pretrained = _segmenter(options, run)
@@ -143,11 +140,6 @@ def _config(options: argparse.Namespace, pretrained: Path) -> Config:
     if options.masks:
         assignments.append(f"masks.source={options.masks}")
     return core_config.override(config, assignments)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a run as Ctrl-C does: one line, and everything finished is kept."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

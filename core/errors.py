@@ -8,8 +8,14 @@ its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
 from typing import Callable, TypeVar
 
 EXIT_USER_ERROR = 2
@@ -33,7 +39,8 @@ def main_guard(main: Main) -> Main:
     @functools.wraps(main)
     def guarded(*args, **kwargs) -> int:
         try:
-            return main(*args, **kwargs)
+            with _sigterm_interrupts():
+                return main(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             return EXIT_USER_ERROR
@@ -46,3 +53,24 @@ def main_guard(main: Main) -> Main:
             return EXIT_INTERRUPTED
 
     return guarded  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Inside the block SIGTERM raises ``KeyboardInterrupt``: a scheduler stops like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            # A forked helper inherits this handler; it has nothing to tidy up or to say.
+            os._exit(128 + number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

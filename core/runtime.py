@@ -12,6 +12,7 @@ into a file that every other project reads. Each of these is prevented or undone
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -125,9 +126,28 @@ def _import_jittor() -> Any:
         )
     with _process_state_kept(), _home(home):
         import jittor
+
+        _end_compile_processes()
     if cuda:
         jittor.flags.use_cuda = 1
     return jittor
+
+
+def _end_compile_processes() -> None:
+    """End the processes that Jittor forked to compile its core and would keep until the exit.
+
+    They do nothing any more, and on Ctrl-C each would print a traceback. Jittor forks new ones if
+    need be.
+    """
+    import jittor_utils
+
+    if jittor_utils.pool_size:
+        atexit.unregister(jittor_utils.pool_cleanup)
+        # Not terminate(), as Jittor does: a worker killed while it holds the queue's lock hangs us.
+        jittor_utils.p.close()
+        jittor_utils.p.join()
+        del jittor_utils.p
+        jittor_utils.pool_size = 0
 
 
 def _check_toolchain() -> None:

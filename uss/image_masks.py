@@ -6,6 +6,7 @@ the store, and an image is encoded only for masks that are missing or for a prom
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -63,11 +64,12 @@ class ImageMasks:
 
     def masks(self, key: str, rgb: np.ndarray) -> Iterator[np.ndarray]:
         """Masks (H, W) bool of the uint8 RGB image (H, W, 3) with this key, largest first."""
-        records = self.store.get(key)
-        # The key may have been another image before: masks of another size cannot be this one's.
-        if records is None or any(_size(record) != rgb.shape[:2] for record in records):
+        # Pixels and height take part in the name: a replaced image gets masks of its own.
+        name = f"{key}.{zlib.crc32(np.ascontiguousarray(rgb), rgb.shape[0]):08x}"
+        records = self.store.get(name)
+        if records is None:
             records = self.source.generate(rgb)
-            self.store.put(key, records)
+            self.store.put(name, records)
         return largest_first(records)
 
 
@@ -133,7 +135,3 @@ class SuperpixelSource:
             if hit[signs == 1].any() and not hit[signs == 0].any():
                 union |= mask
         return union
-
-
-def _size(record: sam_masks.Record) -> tuple[int, ...]:
-    return tuple(record["segmentation"]["size"])

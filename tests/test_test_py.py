@@ -1,0 +1,140 @@
+"""``test.py`` as a user meets it: its flags, its one-line errors, and how it stops and goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.labels import load_label, save_label
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--masks", "superpixels", "--set", "predict.resize=64"]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "test.py"), *map(str, arguments), *SMALL]
+
+
+def call(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int] = (48, 64)) -> None:
+    rng = np.random.default_rng(count)
+    for index in range(count):
+        path = folder / f"n{index % 2}" / f"image{index}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet18 segmenter of two classes with random weights."""
+    from core.checkpoint import model_state, save_checkpoint
+    from core.runtime import jt
+    from models.pass_net import PlainSegmenter
+
+    jt.set_global_seed(9)
+    state = model_state(PlainSegmenter("resnet18", 2))
+    return save_checkpoint(tmp_path_factory.mktemp("segmenter"), {"state_dict": state})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Validation images with masks, and test images."""
+    folder = tmp_path / "data"
+    write_images(folder / "validation", 4)
+    for path in (folder / "validation").glob("*/*.JPEG"):
+        mask = folder / "validation-segmentation" / path.parent.name / f"{path.stem}.png"
+        save_label(mask, np.full((48, 64), 1 + int(path.parent.name[1:]), np.int32))
+    write_images(folder / "test", 3)
+    return folder
+
+
+def test_validation_then_test(tmp_path: Path, data: Path, checkpoint: Path) -> None:
+    where = ["--data_path", "data", "--pretrained", checkpoint, "--run", tmp_path / "run"]
+    first = call(tmp_path, "--mode", "validation", "-a", "resnet18", "-c", 2, *where)
+    assert first.returncode == 0, first.stderr
+    assert "mIoU before refinement (validation)" in first.stdout
+    assert "mIoU after refinement (validation)" in first.stdout
+    second = call(tmp_path, "--mode", "test", "--method", "My Own", *where)
+    assert second.returncode == 0, second.stderr
+    with zipfile.ZipFile(tmp_path / "result" / "result.zip") as archive:
+        assert "n0/image0.png" in archive.namelist()
+        assert archive.read("match.json") == (tmp_path / "result" / "match.json").read_bytes()
+        assert "My Own" in archive.read("method.txt").decode()
+    assert load_label(tmp_path / "result" / "test" / "n0" / "image2.png").shape == (48, 64)
+
+
+def test_missing_things_are_named(tmp_path: Path, data: Path, checkpoint: Path) -> None:
+    missing = call(tmp_path, "--data_path", "nowhere", "--pretrained", checkpoint, "--run", "run")
+    assert "nowhere" in one_line_error(missing)
+    split = call(tmp_path, "--data_path", "data", "--pretrained", checkpoint, "--run", "run")
+    line = one_line_error(split)
+    assert "'testB'" in line and "validation" in line
+    segmenter = call(tmp_path, "--data_path", "data", "--run", "run")
+    assert str(tmp_path / "run" / "segmenter") in one_line_error(segmenter)
+    assert not (tmp_path / "result").exists()
+
+
+def test_help_and_wrong_settings(tmp_path: Path, data: Path, checkpoint: Path) -> None:
+    flags = (
+        "--mode --dump_path --data_path --match_file --pretrained --pretrained_sam --arch "
+        "--num-classes --max_res --method --train_data --train_scheme --link --description --run "
+        "--preset --masks --set --allow-missing --unmatched"
+    )
+    text = call(tmp_path, "--help").stdout
+    assert all(flag in text for flag in flags.split())
+    where = ["--data_path", "data", "--mode", "test", "--pretrained", checkpoint, "--run", "run"]
+    assert "3 were asked for" in one_line_error(call(tmp_path, "-c", 3, *where))
+    assert "predict.rezise" in one_line_error(call(tmp_path, "--set", "predict.rezise=9", *where))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_its_images_and_goes_on(
+    tmp_path: Path, checkpoint: Path, number: signal.Signals
+) -> None:
+    write_images(tmp_path / "data" / "test", 40, size=(120, 160))
+    where = ["--data_path", "data", "--mode", "test", "--pretrained", checkpoint]
+    where += ["--run", tmp_path / "run"]
+    folder = tmp_path / "result" / "test"
+    process = subprocess.Popen(
+        command(*where), cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*/*.png"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr.splitlines()[-1].startswith("interrupted:")
+    assert "Traceback" not in stderr
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.png")}
+    assert 3 <= len(finished) < 40
+    assert not (tmp_path / "result" / "result.zip").exists()
+    again = call(tmp_path, *where)
+    assert again.returncode == 0, again.stderr
+    assert "finished earlier" in again.stderr
+    kept = [path for path in finished if path.stat().st_mtime_ns == finished[path]]
+    assert len(kept) >= len(finished) - 1  # one may have been stopped before it was recorded
+    assert len(list(folder.glob("*/*.png"))) == 40
+    assert not list(tmp_path.glob("result/**/.*.tmp"))

@@ -1,0 +1,109 @@
+"""Masks through their store: made once per image and settings, given largest first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from quarter_masks import QuarterMasks
+
+from core.errors import UserError
+from uss import image_masks
+from uss.config import Masks
+from uss.image_masks import ImageMasks, SamSource, SuperpixelSource, mask_source
+from uss.weights import SamWeights
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    """A red square on blue noise, 60 x 80."""
+    pixels = np.random.default_rng(6).integers(0, 60, (60, 80, 3), dtype=np.uint8)
+    pixels[..., 2] += 150
+    pixels[20:45, 30:60] = (230, 20, 20)
+    return pixels
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> SamWeights:
+    (tmp_path / "sam.pth").write_bytes(b"weights")
+    return SamWeights("vit_t", tmp_path / "sam.pth")
+
+
+def test_masks_are_made_once_and_come_largest_first(tmp_path: Path, rgb: np.ndarray) -> None:
+    source = QuarterMasks()
+    first = list(ImageMasks(source, tmp_path).masks("a/b", rgb))
+    areas = [int(mask.sum()) for mask in first]
+    assert areas == sorted(areas, reverse=True) and all(mask.dtype == bool for mask in first)
+    again = list(ImageMasks(source, tmp_path).masks("a/b", rgb))
+    np.testing.assert_array_equal(np.stack(first), np.stack(again))
+    assert len(source.generated) == 1
+
+
+def test_another_image_of_the_same_name_and_size_gets_its_own_masks(
+    tmp_path: Path, rgb: np.ndarray
+) -> None:
+    source = QuarterMasks()
+    masks = ImageMasks(source, tmp_path)
+    list(masks.masks("a", rgb))
+    list(masks.masks("a", rgb[::-1]))
+    assert len(source.generated) == 2
+
+
+def test_only_what_changes_masks_changes_the_fingerprint(weights: SamWeights) -> None:
+    base = SamSource(Masks(), weights).fingerprint
+    assert SamSource(replace(Masks(), points_per_batch=7), weights).fingerprint == base
+    assert SamSource(replace(Masks(), points_per_side=32), weights).fingerprint != base
+    weights.path.write_bytes(b"other weights")
+    assert SamSource(Masks(), weights).fingerprint != base
+
+
+def test_sam_is_loaded_at_the_first_missing_image_only(
+    tmp_path: Path, rgb: np.ndarray, weights: SamWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    generate = QuarterMasks().generate
+
+    def generator(model: str, **settings: Any) -> SimpleNamespace:
+        loaded.append((model, settings))
+        return SimpleNamespace(generate=generate)
+
+    import sam
+
+    registry = {"vit_t": lambda checkpoint: f"vit_t of {checkpoint.name}"}
+    monkeypatch.setitem(vars(sam), "sam_model_registry", registry)
+    monkeypatch.setitem(vars(sam), "SamAutomaticMaskGenerator", generator)
+    masks = ImageMasks(SamSource(Masks(), weights), tmp_path / "store")
+    assert not loaded
+    list(masks.masks("a", rgb))
+    list(masks.masks("b", rgb))
+    assert len(loaded) == 1
+    model, settings = loaded[0]
+    assert model == "vit_t of sam.pth"
+    assert settings["points_per_side"] == 64 and settings["min_mask_region_area"] == 100
+    list(ImageMasks(SamSource(Masks(), weights), tmp_path / "store").masks("a", rgb))
+    assert len(loaded) == 1
+
+
+def test_superpixels_answer_points_with_the_segments_that_hold_them(rgb: np.ndarray) -> None:
+    source = SuperpixelSource(Masks(min_mask_region_area=20))
+    mask = source.prompt(rgb, np.array([[45, 32], [5, 5]], np.float32), np.array([1, 0]))
+    assert mask.shape == (60, 80) and mask[32, 45] and not mask[5, 5]
+    inside = np.zeros((60, 80), dtype=bool)
+    inside[20:45, 30:60] = True
+    # Coarse segments reach a little over the edge.
+    assert (mask & inside).sum() / inside.sum() > 0.9
+    assert (mask & inside).sum() / (mask | inside).sum() > 0.6
+
+
+def test_unknown_source() -> None:
+    with pytest.raises(UserError, match="sam, superpixels"):
+        mask_source(Masks(source="magic"))
+
+
+def test_a_sam_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing.pth"):
+        image_masks.mask_source(Masks(), tmp_path / "nothing.pth")
