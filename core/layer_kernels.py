@@ -285,3 +285,27 @@ class _Resize(jt.Function):
 def resize_bilinear(x: Var, size_hw: tuple[int, int]) -> Var:
     """(N,C,h,w) float32 -> (N,C,*size_hw), align_corners False."""
     return _Resize(size_hw)(x)
+
+
+def convolution(x: Var, weight: Var, stride: tuple[int, int], padding: tuple[int, int]) -> Var:
+    """(N,C,H,W) and (O,C,kh,kw) float32 -> (N,O,H',W'), by oneDNN."""
+    return _Convolution(stride, padding)(x, weight)
+
+
+class _Convolution(jt.Function):
+    def __init__(self, stride: tuple[int, int], padding: tuple[int, int]) -> None:
+        super().__init__()
+        # Stride and padding, rows first, then no dilation.
+        self.geometry = (*stride, *padding, 1, 1)
+
+    def execute(self, x: Var, weight: Var) -> Var:
+        self.x, self.weight = x, weight
+        return jt.mkl_ops.mkl_conv(x, weight, *self.geometry)
+
+    def grad(self, dy: Var) -> tuple[Var, Var]:
+        height, width = self.x.shape[2:]
+        rows, cols = self.weight.shape[2:]
+        return (
+            jt.mkl_ops.mkl_conv_backward_x(self.weight, dy, height, width, *self.geometry),
+            jt.mkl_ops.mkl_conv_backward_w(self.x, dy, rows, cols, *self.geometry),
+        )

@@ -108,11 +108,41 @@ class BatchNorm(nn.Module):
         self.running_var.update(var)
 
 
+class Conv2d(nn.Conv2d):
+    """Jittor's convolution without groups or dilation, calling oneDNN by name on the CPU.
+
+    Jittor finds oneDNN by matching a pattern of generated kernels, three of which it compiles for
+    every combination of size, stride and padding although none of them ever runs.
+    """
+
+    def execute(self, x: Var) -> Var:
+        if jt.flags.use_cuda:
+            return super().execute(x)
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"convolution of {self.in_channels} channels got {tuple(x.shape)}")
+        y = kernels.convolution(x, self.weight, self.stride, self.padding)
+        return y if self.bias is None else y + self.bias.reshape(1, -1, 1, 1)
+
+
 def l2_normalise(x: Var, dim: int = 1, eps: float = 1e-12) -> Var:
     """``x`` over its norm along ``dim``; a vector shorter than ``eps`` gives 0 with gradient 0."""
-    square = (x * x).sum(dim, keepdims=True)
-    scale = (square > eps * eps).float32() / jt.sqrt(jt.maximum(square, eps * eps))
-    return x * scale
+    return _L2Normalise(dim, eps)(x)
+
+
+class _L2Normalise(jt.Function):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+
+    def execute(self, x: Var) -> Var:
+        square = (x * x).sum(self.dim, keepdims=True)
+        long_enough = square > self.eps * self.eps
+        self.scale = long_enough / jt.sqrt(jt.maximum(square, self.eps * self.eps))
+        self.y = x * self.scale
+        return self.y
+
+    def grad(self, dy: Var) -> Var:
+        return self.scale * (dy - self.y * (self.y * dy).sum(self.dim, keepdims=True))
 
 
 def adaptive_avg_pool2d(x: Var, bins: int) -> Var:
@@ -148,22 +178,24 @@ def resize_bilinear(x: Var, size_hw: tuple[int, int]) -> Var:
     return kernels.resize_bilinear(x, tuple(size_hw))
 
 
-def grid_sample_bilinear(x: Var, grid: Var) -> Var:
+def grid_sample_bilinear(x: Var, grid: Var | np.ndarray) -> Var:
     """Values of ``x`` (N,C,H,W) at ``grid`` (N,h,w,2) -> (N,C,h,w); x first, -1..1 edge to edge.
 
     Bilinear, zero outside the map, align_corners False; the grid gets no gradient. Meant for few
     points: the weights of every point for every cell are laid out as a matrix.
     """
     n, c, h, w = x.shape
+    grid = _array(grid).astype(np.float32)
     rows, cols = grid.shape[1:3]
-    points = jt.array(grid).stop_grad().reshape(n, rows * cols, 1, 2)
-    # The weight of a cell falls linearly from 1 to 0 within one cell of distance: outside the map
-    # none is left.
-    column, row = ((points[:, :, :, i] + 1) * (size / 2) - 0.5 for i, size in ((0, w), (1, h)))
-    near_x = jt.maximum(1 - (column - jt.arange(w).float32().reshape(1, 1, w)).abs(), 0)
-    near_y = jt.maximum(1 - (row - jt.arange(h).float32().reshape(1, 1, h)).abs(), 0)
-    weights = (near_y.unsqueeze(3) * near_x.unsqueeze(2)).reshape(n, rows * cols, h * w)
-    sampled = nn.bmm(x.reshape(n, c, h * w), weights.transpose(0, 2, 1))
+    points = grid.reshape(n, 1, rows * cols, 2)
+
+    def near(axis: int, size: int) -> np.ndarray:
+        # A cell's weight falls from 1 to 0 within one cell of distance: none is left outside.
+        at = (points[..., axis] + 1) * (size / 2) - 0.5
+        return np.maximum(1 - np.abs(at - np.arange(size).reshape(1, size, 1)), 0)
+
+    weights = (near(1, h)[:, :, None] * near(0, w)[:, None]).reshape(n, h * w, rows * cols)
+    sampled = nn.bmm(x.reshape(n, c, h * w), jt.array(weights.astype(np.float32)))
     return sampled.reshape(n, c, rows, cols)
 
 
@@ -177,7 +209,7 @@ def cross_entropy(logits: Var, target: Var | np.ndarray) -> Var:
     Raises:
         ValueError: shapes do not fit, or a target is outside 0..K-1.
     """
-    labels = np.asarray(target.numpy() if isinstance(target, jt.Var) else target)
+    labels = _array(target)
     classes = logits.shape[1]
     if labels.shape != (logits.shape[0], *logits.shape[2:]):
         raise ValueError(f"targets {labels.shape} do not fit logits {tuple(logits.shape)}")
@@ -191,6 +223,10 @@ def cross_entropy(logits: Var, target: Var | np.ndarray) -> Var:
     scores = scores - scores.max(1, keepdims=True).stop_grad()
     chosen = (scores * (jt.array(flat) == jt.index(scores.shape, 1)).float32()).sum(1)
     return (jt.log(jt.exp(scores).sum(1)) - chosen).mean()
+
+
+def _array(x: Var | np.ndarray) -> np.ndarray:
+    return x.numpy() if isinstance(x, jt.Var) else np.asarray(x)
 
 
 def _processes() -> int:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from core.layers import BatchNorm, grid_sample_bilinear, l2_normalise, resize_bilinear
+from core.layers import BatchNorm, Conv2d, grid_sample_bilinear, l2_normalise, resize_bilinear
 from core.runtime import jt, nn
 from models.resnet import ResNet, initialise
 
@@ -73,10 +73,10 @@ class PretrainNet(ResNet):
             )
         self.projection_head_pixel = _pixel_head(deep, hidden_mlp, feat_dim)
         self.predictor_head_pixel = nn.Sequential(
-            nn.Conv2d(feat_dim, feat_dim, 1, bias=False),
+            Conv2d(feat_dim, feat_dim, 1, bias=False),
             BatchNorm(feat_dim),
             nn.ReLU(),
-            nn.Conv2d(feat_dim, feat_dim, 1),
+            Conv2d(feat_dim, feat_dim, 1),
         )
         self.prototypes = nn.Linear(feat_dim, prototypes, bias=False)
         initialise(self)
@@ -95,25 +95,24 @@ class PretrainNet(ResNet):
             gridk: the same points in crop 1.
         """
         groups = _group_by_size(crops)
-        batch = crops[0].shape[0]
         if 1 not in groups[0]:
             raise ValueError(
                 "the first two crops must be of one size, got "
                 f"{crops[0].shape} and {crops[1].shape}"
             )
-        pooled: list[Var] = [None] * len(crops)
+        pooled = []
         for group in groups:
-            maps = self.trunk(jt.concat([jt.array(crops[view]) for view in group]))
-            deep = maps[3].mean([2, 3])
-            for place, view in enumerate(group):
-                pooled[view] = deep[place * batch : (place + 1) * batch]
+            maps = self.trunk(_join(crops, group))
+            pooled.append(maps[3].mean([2, 3]))
             if group is groups[0]:
                 # Crops 0 and 1 lead their group; they alone feed the pixel and shallow branches.
-                assigned = [features[: 2 * batch] for features in maps]
-        embedding = l2_normalise(self.projection_head(jt.concat(pooled)))
+                pair = 2 * crops[0].shape[0]
+                assigned = maps if len(group) == 2 else [features[:pair] for features in maps]
+        rows = _in_view_order(pooled, groups)
+        embedding = l2_normalise(self.projection_head(rows))
         shallow = [self._shallow_embedding(stage, assigned[stage - 1]) for stage in self.shallow]
         frozen = self.prototypes.weight.detach()
-        grid = jt.concat([jt.array(gridq), jt.array(gridk)])
+        grid = np.concatenate([_array(gridq), _array(gridk)])
         pixel_z = grid_sample_bilinear(self.projection_head_pixel(assigned[3]), grid)
         return PretrainOutput(
             embedding=embedding,
@@ -157,14 +156,9 @@ class PixelAttentionNet(ResNet):
 
         Attention below ``attention_threshold`` (a fraction, per pixel and channel) counts as 0.
         """
-        batch = crops[0].shape[0]
-        pooled: list[Var] = [None] * len(crops)
-        for group in _group_by_size(crops):
-            images = jt.concat([jt.array(crops[view]) for view in group])
-            rows = self.pooled_feature(images, attention_threshold)
-            for place, view in enumerate(group):
-                pooled[view] = rows[place * batch : (place + 1) * batch]
-        embedding = l2_normalise(self.projection_head(jt.concat(pooled)))
+        groups = _group_by_size(crops)
+        pooled = [self.pooled_feature(_join(crops, g), attention_threshold) for g in groups]
+        embedding = l2_normalise(self.projection_head(_in_view_order(pooled, groups)))
         return embedding, self.prototypes(embedding)
 
     def features(self, x: Var) -> tuple[Var, Var]:
@@ -209,10 +203,10 @@ class PixelAttention(nn.Module):
         super().__init__()
         self.threshold = jt.zeros((1, channels, 1, 1))
         self.atten = nn.Sequential(
-            nn.Conv2d(channels, channels, 1),
+            Conv2d(channels, channels, 1),
             BatchNorm(channels),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, 1),
+            Conv2d(channels, channels, 1),
             BatchNorm(channels),
         )
 
@@ -228,7 +222,7 @@ class PlainSegmenter(ResNet):
     def __init__(self, arch: str, num_classes: int) -> None:
         super().__init__(arch)
         self.num_classes = num_classes
-        self.last_layer = nn.Conv2d(self.channels[3], num_classes + 1, 1)
+        self.last_layer = Conv2d(self.channels[3], num_classes + 1, 1)
         initialise(self)
 
     def execute(self, x: Var) -> Var:
@@ -260,13 +254,13 @@ def _projection_head(inputs: int, hidden: int, outputs: int) -> Any:
 
 def _pixel_head(inputs: int, hidden: int, outputs: int) -> Any:
     return nn.Sequential(
-        nn.Conv2d(inputs, hidden, 1, bias=False),
+        Conv2d(inputs, hidden, 1, bias=False),
         BatchNorm(hidden),
         nn.ReLU(),
-        nn.Conv2d(hidden, hidden, 1, bias=False),
+        Conv2d(hidden, hidden, 1, bias=False),
         BatchNorm(hidden),
         nn.ReLU(),
-        nn.Conv2d(hidden, outputs, 1, bias=False),
+        Conv2d(hidden, outputs, 1, bias=False),
         BatchNorm(outputs, affine=False),
     )
 
@@ -281,6 +275,25 @@ def _group_by_size(crops: Sequence[Any]) -> list[list[int]]:
     for view, crop in enumerate(crops):
         groups.setdefault(tuple(crop.shape), []).append(view)
     return list(groups.values())
+
+
+def _join(crops: Sequence[Any], group: list[int]) -> Var:
+    """The crops of a group as one batch, view by view."""
+    return jt.array(np.concatenate([_array(crops[view]) for view in group]))
+
+
+def _in_view_order(rows: list[Var], groups: list[list[int]]) -> Var:
+    """Rows of the groups, (views in it * B, d) each, as (V*B, d) in the order of the crops."""
+    joined = jt.concat(rows) if len(rows) > 1 else rows[0]
+    views = np.concatenate(groups)
+    if (np.diff(views) > 0).all():
+        return joined
+    batch = joined.shape[0] // len(views)
+    return joined[(np.argsort(views)[:, None] * batch + np.arange(batch)).reshape(-1)]
+
+
+def _array(x: Var | np.ndarray) -> np.ndarray:
+    return x.numpy() if isinstance(x, jt.Var) else x
 
 
 def _attended_mean(feature: Var, attention: Var, threshold: float) -> Var:

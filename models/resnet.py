@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import UserError
-from core.layers import BatchNorm
+from core.layers import BatchNorm, Conv2d
 from core.runtime import jt, nn
 
 Var = Any
@@ -20,9 +20,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)
         self.bn1 = BatchNorm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = BatchNorm(width)
         self.downsample = _shortcut(inputs, width * self.expansion, stride)
 
@@ -39,11 +39,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.conv1 = Conv2d(inputs, width, 1, bias=False)
         self.bn1 = BatchNorm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
         self.bn2 = BatchNorm(width)
-        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        self.conv3 = Conv2d(width, width * self.expansion, 1, bias=False)
         self.bn3 = BatchNorm(width * self.expansion)
         self.downsample = _shortcut(inputs, width * self.expansion, stride)
 
@@ -85,7 +85,7 @@ class ResNet(nn.Module):
         variant = TRUNKS[arch]
         self.arch = arch
         self.channels = variant.channels
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.conv1 = Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = BatchNorm(64)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         inputs = 64
@@ -111,7 +111,7 @@ class ResNet(nn.Module):
 def initialise(module: Any) -> None:
     """Kaiming-normal (fan-out) weights for every convolution below ``module``."""
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, Conv2d):
             outputs, _, rows, cols = layer.weight.shape
             std = math.sqrt(2.0 / (outputs * rows * cols))
             layer.weight = jt.init.gauss(layer.weight.shape, "float32", 0.0, std)
@@ -126,6 +126,4 @@ def _stage(block: type, inputs: int, channels: int, count: int, stride: int) -> 
 def _shortcut(inputs: int, outputs: int, stride: int) -> Any:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), BatchNorm(outputs)
-    )
+    return nn.Sequential(Conv2d(inputs, outputs, 1, stride=stride, bias=False), BatchNorm(outputs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from core.layers import BatchNorm, adaptive_avg_pool2d, resize_bilinear
+from core.layers import BatchNorm, Conv2d, adaptive_avg_pool2d, resize_bilinear
 from core.runtime import jt, nn
 from models.resnet import ResNet, initialise
 
@@ -47,7 +47,7 @@ class UPerHead(nn.Module):
         self.fpn_convs = nn.Sequential(*(ConvBnRelu(width, width, 3) for _ in in_channels[:-1]))
         self.fpn_bottleneck = ConvBnRelu(len(in_channels) * width, width, 3)
         self.dropout = nn.Dropout(DROPOUT, is_train=True)
-        self.conv_seg = nn.Conv2d(width, outputs, 1)
+        self.conv_seg = Conv2d(width, outputs, 1)
 
     def execute(self, maps: Sequence[Var]) -> Var:
         # Add what lies above to each level, top down.
@@ -74,7 +74,7 @@ class ConvBnRelu(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        self.conv = Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
         self.bn = BatchNorm(outputs)
 
     def execute(self, x: Var) -> Var:

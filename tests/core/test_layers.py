@@ -8,6 +8,7 @@ import pytest
 from core import layers
 from core.layers import (
     BatchNorm,
+    Conv2d,
     adaptive_avg_pool2d,
     cross_entropy,
     grid_sample_bilinear,
@@ -122,6 +123,40 @@ def test_batch_norm_refuses_what_it_cannot_normalise():
         BatchNorm(5)(jt.zeros((1, 5)))
     with pytest.raises(ValueError, match="5 channels"):
         BatchNorm(5)(jt.zeros((2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (7, 2, 3), (1, 2, 0)]
+)
+def test_convolution_and_its_gradients(kernel, stride, padding):
+    x, weight, bias = _normal(0, (2, 3, 9, 8)), _normal(1, (4, 3, kernel, kernel)), _normal(2, (4,))
+    conv = Conv2d(3, 4, kernel, stride=stride, padding=padding)
+    conv.weight, conv.bias = jt.array(weight), jt.array(bias)
+    var = jt.array(x)
+    y = conv(var)
+    dy = _normal(3, tuple(y.shape))
+    gradients = jt.grad((y * jt.array(dy)).sum(), [var, conv.weight, conv.bias])
+
+    # The same by sums over windows, in float64.
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (padding,) * 2, (padding,) * 2))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), (2, 3))
+    windows = windows[:, :, ::stride, ::stride]
+    assert (
+        _relative(y, np.einsum("ncijkl,ockl->noij", windows, weight) + bias[:, None, None]) < 1e-5
+    )
+    dx = np.zeros_like(padded)
+    for i, j in np.ndindex(*y.shape[2:]):
+        patch = np.einsum("no,ockl->nckl", dy[:, :, i, j], weight)
+        dx[:, :, i * stride : i * stride + kernel, j * stride : j * stride + kernel] += patch
+    inside = slice(padding, -padding or None)
+    assert _relative(gradients[0], dx[:, :, inside, inside]) < 1e-5
+    assert _relative(gradients[1], np.einsum("ncijkl,noij->ockl", windows, dy)) < 1e-5
+    assert _relative(gradients[2], dy.sum((0, 2, 3))) < 1e-5
+
+
+def test_convolution_refuses_other_channels():
+    with pytest.raises(ValueError, match="3 channels"):
+        Conv2d(3, 4, 1)(jt.zeros((2, 4, 5, 5)))
 
 
 def test_l2_normalise():

@@ -114,6 +114,12 @@ def test_crops_of_one_size_share_a_forward_wherever_they_stand():
         mixed = model(extra, *_grids(2))
     assert calls == [(4, 3, 48, 48), (4, 3, 32, 32), (6, 3, 48, 48), (4, 3, 32, 32)]
     assert np.allclose(np.linalg.norm(plain, axis=1), 1, atol=1e-5)
+    # Without batch statistics each row is that of its own crop, wherever the crop stands.
+    model.eval()
+    with jt.no_grad():
+        rows = model(crops, *_grids(2)).embedding.numpy().reshape(4, 2, 16)
+        moved = model(extra, *_grids(2)).embedding.numpy().reshape(5, 2, 16)
+    np.testing.assert_allclose(moved[[0, 1, 2, 4]], rows, atol=1e-5)
     assert tuple(mixed.embedding.shape) == (10, 16) and tuple(mixed.pixel_z.shape) == (4, 16, 7, 7)
 
 
