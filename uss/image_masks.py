@@ -65,7 +65,7 @@ class ImageMasks:
     def masks(self, key: str, rgb: np.ndarray) -> Iterator[np.ndarray]:
         """Masks (H, W) bool of the uint8 RGB image (H, W, 3) with this key, largest first."""
         # Pixels and height take part in the name: a replaced image gets masks of its own.
-        name = f"{key}.{zlib.crc32(np.ascontiguousarray(rgb), rgb.shape[0]):08x}"
+        name = f"{key}.{zlib.crc32(rgb.tobytes(), rgb.shape[0]):08x}"
         records = self.store.get(name)
         if records is None:
             records = self.source.generate(rgb)

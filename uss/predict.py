@@ -83,12 +83,12 @@ class Segmenter:
         with jt.no_grad():
             return self._model(jt.array(image)).numpy()[0]
 
-    def label(self, logits: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    def label(self, logits: np.ndarray, size_hw: tuple[int, ...]) -> np.ndarray:
         """Label map (H, W) int32 of an image of this size from its logits."""
         return label_of_logits(logits, size_hw, self._settings.max_res)
 
 
-def label_of_logits(logits: np.ndarray, size_hw: tuple[int, int], max_res: int = 0) -> np.ndarray:
+def label_of_logits(logits: np.ndarray, size_hw: tuple[int, ...], max_res: int = 0) -> np.ndarray:
     """Argmax (H, W) int32 of logits (C + 1, h, w) resized bilinearly to the image.
 
     Where the image has more than ``max_res`` squared pixels (0 = never), the argmax is taken at a

@@ -97,8 +97,9 @@ class Labeller:
         """
         rgb = load_rgb(item.path)
         scores, attention = self._scores_and_attention(rgb)
+        size_hw = (rgb.shape[0], rgb.shape[1])
         return label_from_masks(
-            scores, attention, masks.masks(item.key, rgb), rgb.shape[:2], self._uncovered
+            scores, attention, masks.masks(item.key, rgb), size_hw, self._uncovered
         )
 
     def _scores_and_attention(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
