@@ -19,6 +19,7 @@ import numpy as np
 from core import log, runtime
 from core.errors import UserError
 from core.files import atomic_write
+from core.plain_pickle import printable
 from core.torch_reader import JITTOR_MARK, read_checkpoint
 
 LATEST = "checkpoint.pth.tar"
@@ -193,7 +194,8 @@ def _probable_cause(misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]
 
 def _listed(names: Sequence[str]) -> str:
     rest = len(names) - _LISTED_KEYS
-    return ", ".join(names[:_LISTED_KEYS]) + (f", and {rest} more" if rest > 0 else "")
+    shown = [printable(name, 120) for name in names[:_LISTED_KEYS]]
+    return ", ".join(shown) + (f", and {rest} more" if rest > 0 else "")
 
 
 class _HashingFile:

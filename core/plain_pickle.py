@@ -177,9 +177,10 @@ def resolve(value: Any, storage_bytes: StorageBytes) -> Any:
     return _Resolver(storage_bytes).resolve(value)
 
 
-def element_type(name: str) -> ElementType:
-    """The element type of a torch name such as "float32"; KeyError when it is unknown."""
-    return ElementType(name) if name in _TORCH_TYPES else ElementType(_TORCH_STORAGES[name])
+def printable(text: str, limit: int = 240) -> str:
+    """One line for an error, out of a file's text: names in it may hold any characters."""
+    line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+    return line if len(line) <= limit else f"{line[:limit]}..."
 
 
 _PurePythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined, unused-ignore]

@@ -51,9 +51,9 @@ def read_checkpoint(path: Path | str) -> Any:
         # raises, the file is to blame, and the cause stays attached.
         return _read(path)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {plain_pickle.printable(str(error))}") from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = plain_pickle.printable(str(error), 160)
         raise UserError(
             f"{path}: {_EXPECTED}, found a damaged or incomplete one ({type(error).__name__}: "
             f"{reason}); copy or download it again"
@@ -86,12 +86,15 @@ def state_dict_of(path: Path | str) -> dict[str, np.ndarray]:
         if key.rpartition(".")[2] == "num_batches_tracked":
             continue
         if key in state:
-            raise UserError(f"{path}: holds {key!r} both with and without the prefix 'module.'")
+            raise UserError(f"{path}: holds {key!r:.80} both with and without the prefix 'module.'")
         kind = np.float32 if value.dtype == np.float16 else value.dtype
         state[key] = np.ascontiguousarray(value, kind).reshape(value.shape)
     if not state:
         names = ", ".join(sorted(map(str, content))[:8]) or "nothing"
-        raise UserError(f"{path}: expected weights by name, found no tensors but: {names}")
+        raise UserError(
+            f"{path}: expected weights by name, found no tensors but: "
+            f"{plain_pickle.printable(names)}"
+        )
     return state
 
 

@@ -241,6 +241,18 @@ def test_only_listed_names_are_called(tmp_path: Path, call: tuple) -> None:
         read_checkpoint(files.write_zip(tmp_path / "a.pth", content, {}))
 
 
+def test_names_in_a_file_cannot_break_the_error_line(tmp_path: Path) -> None:
+    for module in ("a\nerror: \x1b[2Jall is well", "x" * 5000):
+        names = pickle.dumps((module, "b"), 4)[:-3]  # without the tuple
+        path = files.write_jittor(tmp_path / "a.pkl", names + pickle.STACK_GLOBAL + b".")
+        with pytest.raises(UserError, match="refused: it wants to call") as caught:
+            read_checkpoint(path)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+    with pytest.raises(UserError) as caught:
+        state_dict_of(files.write_jittor(tmp_path / "b.pkl", {"a\nb\x1b": 1}))
+    assert str(caught.value).isprintable()
+
+
 def test_state_cannot_be_written_into_functions(tmp_path: Path) -> None:
     """BUILD sets attributes in plain pickle; through it a file could change the reader itself."""
     rebuild = pickle.GLOBAL + b"torch._utils\n_rebuild_tensor_v2\n"
