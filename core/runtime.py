@@ -18,6 +18,7 @@ import ctypes
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import ssl
@@ -128,6 +129,8 @@ def _import_jittor() -> Any:
         import jittor
 
         _end_compile_processes()
+    # Each kernel is compiled through a script that makes Jittor's cache folders below HOME again.
+    jittor.flags.python_path = f"HOME={shlex.quote(str(home))} {shlex.quote(sys.executable)}"
     if cuda:
         jittor.flags.use_cuda = 1
     return jittor

@@ -97,9 +97,8 @@ class Sam(nn.Module):
             (B, M, H, W).
         """
         low_res = to_numpy(masks)
-        upscale = MaskUpscaler(
-            low_res.shape[-1], self.image_encoder.img_size, tuple(input_size), tuple(original_size)
-        )
+        side = self.image_encoder.img_size
+        upscale = MaskUpscaler(low_res.shape[-1], side, input_size, original_size)
         full = np.stack([upscale(mask) for mask in low_res.reshape(-1, *low_res.shape[-2:])])
         return jt.array(full.reshape(*low_res.shape[:2], *original_size))
 

@@ -100,7 +100,7 @@ class MaskDecoder(nn.Module):
     def _predict(
         self, image: Var, image_pe: Var, tokens: np.ndarray, wanted: list[int]
     ) -> tuple[Var, Var]:
-        batch, height, width = tokens.shape[0], *image.shape[2:]
+        (height, width), batch = image.shape[2:], tokens.shape[0]
         out, places = self.transformer(image, image_pe, jt.array(tokens))
 
         # The first token predicts the IoU, the others turn into the vectors of their masks. They

@@ -74,6 +74,8 @@ def test_validation_then_test(tmp_path: Path, data: Path, checkpoint: Path) -> N
     where = ["--data_path", "data", "--pretrained", checkpoint, "--run", tmp_path / "run"]
     first = call(tmp_path, "--mode", "validation", "-a", "resnet18", "-c", 2, *where)
     assert first.returncode == 0, first.stderr
+    with zipfile.ZipFile(tmp_path / "result" / "result.zip") as archive:
+        assert "PASS with superpixel refinement" in archive.read("method.txt").decode()
     assert "mIoU before refinement (validation)" in first.stdout
     assert "mIoU after refinement (validation)" in first.stdout
     second = call(tmp_path, "--mode", "test", "--method", "My Own", *where)
@@ -81,7 +83,8 @@ def test_validation_then_test(tmp_path: Path, data: Path, checkpoint: Path) -> N
     with zipfile.ZipFile(tmp_path / "result" / "result.zip") as archive:
         assert "n0/image0.png" in archive.namelist()
         assert archive.read("match.json") == (tmp_path / "result" / "match.json").read_bytes()
-        assert "My Own" in archive.read("method.txt").decode()
+        method = archive.read("method.txt").decode()
+    assert "My Own" in method and "superpixels, not SAM" in method
     assert load_label(tmp_path / "result" / "test" / "n0" / "image2.png").shape == (48, 64)
 
 

@@ -247,7 +247,7 @@ def run_refined(config: Config, job: RefinedRun) -> None:
             job.dump_path / ARCHIVE,
             match,
             segmenter.num_classes,
-            replace(job.method, network=segmenter.name),
+            _method_of(job.method, segmenter, config.masks.source),
         )
 
 
@@ -274,6 +274,16 @@ def _match_of(
         kept = (job.dump_path, job.run.predictions("validation"))
         match = deliver.kept_match(kept, segmenter.checkpoint_sha256, segmenter.num_classes)
     return match
+
+
+def _method_of(method: Method, segmenter: Segmenter, masks: str) -> Method:
+    """``method`` with the network's name, and without a claim of SAM where superpixels refined."""
+    method = replace(method, network=segmenter.name)
+    if masks == "sam":
+        return method
+    if method.method == Method.method:
+        method = replace(method, method=method.method.replace("SAM", "superpixel"))
+    return replace(method, description=f"{method.description} (masks: {masks}, not SAM)")
 
 
 def _images(data: Path, split: str) -> list[ImageItem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -129,7 +130,9 @@ def test_nothing_is_written_into_the_home(environment: dict[str, str], tmp_path:
     home = tmp_path / "home"
     home.mkdir()
     environment["HOME"] = str(home)
-    done = python(f"from core.runtime import jt\n{WORK}", environment)
+    # A kernel that no cache has: compiling it must not touch the home folder either.
+    fresh = f"jt.code([1], 'float32', cpu_src='out0_p[0] = {random.random()};').numpy()"
+    done = python(f"from core.runtime import jt\n{WORK}\n{fresh}", environment)
     assert done.returncode == 0, done.stderr
     assert list(home.iterdir()) == []
 

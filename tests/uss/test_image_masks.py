@@ -7,14 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from quarter_masks import QuarterMasks
 
+from core.data.folders import list_images, mask_path
+from core.data.images import load_rgb
 from core.errors import UserError
+from core.labels import load_label
 from uss import image_masks
-from uss.config import Masks
+from uss.config import Masks, preset
 from uss.image_masks import ImageMasks, SamSource, SuperpixelSource, mask_source
+from uss.refine import spread_points
 from uss.weights import SamWeights
 
 
@@ -97,6 +102,25 @@ def test_superpixels_answer_points_with_the_segments_that_hold_them(rgb: np.ndar
     # Coarse segments reach a little over the edge.
     assert (mask & inside).sum() / inside.sum() > 0.9
     assert (mask & inside).sum() / (mask | inside).sum() > 0.6
+
+
+@pytest.mark.slow
+def test_real_sam_finds_a_photographed_animal(tmp_path: Path, caltech4: Path) -> None:
+    """With whatever weights are at hand: by its own points, and by prompts on the animal."""
+    item = list_images(caltech4 / "validation")[0]
+    truth = load_label(mask_path(caltech4, "validation", item.key)) > 0
+    photograph = load_rgb(item.path)
+    try:
+        source = mask_source(preset("small", "resnet18").masks)
+    except UserError as error:
+        pytest.skip(str(error))
+    masks = list(ImageMasks(source, tmp_path).masks(item.key, photograph))
+    assert masks and all(mask.shape == truth.shape for mask in masks)
+    inside = cv2.distanceTransform(truth.astype(np.uint8), cv2.DIST_L2, 5)
+    points_xy, signs = spread_points(np.where(truth, inside, -1).astype(np.float32))
+    prompted = source.prompt(photograph, points_xy, signs)
+    assert prompted.shape == truth.shape and prompted.dtype == bool
+    assert (prompted & truth).sum() / (prompted | truth).sum() > 0.5
 
 
 def test_unknown_source() -> None:
