@@ -214,6 +214,8 @@ def run_refined(config: Config, job: RefinedRun) -> None:
     masks = ImageMasks(source, job.run.masks(job.mode))
     unrefined = folder.with_name(f"{folder.name}_unrefined")
     rules: Counter[str] = Counter()
+    # Left over from another mode or settings, it could be taken for this run's.
+    (job.dump_path / ARCHIVE).unlink(missing_ok=True)
 
     def predict(item: ImageItem, target: Path) -> None:
         rgb = load_rgb(item.path)

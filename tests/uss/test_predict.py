@@ -263,6 +263,8 @@ def test_a_broken_image(job: predict.RefinedRun, source: QuarterMasks, allow: bo
         with zipfile.ZipFile(job.dump_path / "result.zip") as archive:
             assert len([name for name in archive.namelist() if name.endswith(".png")]) == 3
     else:
+        job.dump_path.mkdir()
+        (job.dump_path / "result.zip").write_bytes(b"of an earlier run")
         with pytest.raises(UserError, match="red/broken.*--allow-missing"):
             predict.run_refined(CONFIG, test)
         assert not (job.dump_path / "result.zip").exists()
