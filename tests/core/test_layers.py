@@ -15,7 +15,7 @@ from core.layers import (
     l2_normalise,
     resize_bilinear,
 )
-from core.runtime import jt
+from core.runtime import jt, nn
 
 EPS = 1e-5
 
@@ -219,6 +219,14 @@ def test_resize_and_its_adjoint(target):
     gradient = jt.grad((y * jt.array(dy)).sum(), var)
     assert _relative(y, rows @ x @ cols.T) < 1e-6
     assert _relative(gradient, rows.T @ dy @ cols) < 1e-6
+
+
+def test_resize_takes_the_same_values_from_plain_jittor():
+    """A GPU has no kernel of ours."""
+    x = jt.array(_normal(0, (2, 3, 5, 7)))
+    for target in ((10, 14), (3, 4), (13, 2)):
+        plain = nn.interpolate(x, size=target, mode="bilinear", align_corners=False)
+        assert _relative(resize_bilinear(x, target), plain.numpy()) < 1e-5
 
 
 def test_resize_of_one_pixel_spreads_and_gathers():
