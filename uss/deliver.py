@@ -1,7 +1,7 @@
 """What becomes of finished label maps: a score where there are masks, a match, and the archive.
 
 Label maps hold cluster ids. A *match* names them, and can only be found on a split with masks; it
-is kept in a folder as ``match.json`` with ``evaluation.json`` beside it, which states the
+is kept in a folder as ``match.json`` with ``match_origin.json`` beside it, which states the
 checkpoint that it is for, because the ids of another checkpoint mean other classes.
 """
 
@@ -23,7 +23,7 @@ from uss.submission_check import check_zip
 
 STAGE = "result"
 MATCH = "match.json"
-EVALUATION = "evaluation.json"
+ORIGIN = "match_origin.json"
 _CLUSTER_IDS = "the ids are cluster ids: no match to classes was found or given"
 _SHOWN_PROBLEMS = 5
 
@@ -57,18 +57,20 @@ def require_finished(
 def keep_evaluation(
     folder: Path, split: str, checkpoint_sha256: str, results: dict[str, EvaluationResult]
 ) -> None:
-    """Write the results by name, and the match of the last one, into ``folder``; print the
-    mIoUs.
+    """Write the results by name into ``folder/evaluation_<split>.json`` and print the mIoUs.
+
+    The match of the last result is kept too, unless it was given rather than found here.
     """
-    *_, (_, last) = results.items()
-    write_match(folder / MATCH, last.match)
+    *_, last = results.values()
+    if last.matched_here:
+        write_match(folder / MATCH, last.match)
+        origin = {"split": split, "checkpoint_sha256": checkpoint_sha256}
+        write_json(folder / ORIGIN, origin)
     content = {name: result.to_dict() for name, result in results.items()}
-    header = {"split": split, "checkpoint_sha256": checkpoint_sha256}
-    write_json(folder / EVALUATION, {**header, **content})
+    write_json(folder / f"evaluation_{split}.json", content)
     for name, result in results.items():
-        print(
-            f"mIoU {name.replace('_', ' ')} ({split}): {100 * result.scores.miou:.2f}", flush=True
-        )
+        title = f"mIoU {name.replace('_', ' ')} ({split})"
+        print(f"{title}: {100 * result.scores.miou:.2f}", flush=True)
 
 
 def kept_match(folders: Iterable[Path], checkpoint_sha256: str, num_classes: int) -> Match | None:
@@ -76,9 +78,9 @@ def kept_match(folders: Iterable[Path], checkpoint_sha256: str, num_classes: int
     checkpoint.
     """
     for folder in folders:
-        if not (folder / MATCH).is_file() or not (folder / EVALUATION).is_file():
+        if not (folder / MATCH).is_file() or not (folder / ORIGIN).is_file():
             continue
-        origin = read_json(folder / EVALUATION, "the evaluation that found the match beside it")
+        origin = read_json(folder / ORIGIN, "where the match beside it comes from")
         if origin.get("checkpoint_sha256") == checkpoint_sha256:
             log.info(STAGE, f"using the match found on {origin.get('split')}: {folder / MATCH}")
             return read_match(folder / MATCH, num_classes)

@@ -35,7 +35,8 @@ from uss.submission import Method
 
 STAGE = "predict"
 ARCHIVE = "result.zip"
-_AUTO = ("testB", "testA", "test", "validation")  # "auto" takes the first that there is
+VALIDATION = "validation"
+_AUTO = ("testB", "testA", "test", VALIDATION)  # "auto" takes the first that there is
 _HEAD_NAMES = {"UPerNet": "UPerNet", "PlainSegmenter": "1x1 convolution"}
 
 
@@ -115,8 +116,8 @@ def label_of_logits(logits: np.ndarray, size_hw: tuple[int, ...], max_res: int =
 def run(config: Config, data: Path, run: RunFolder, split: str = "auto") -> None:
     """Predict a split into ``run.predictions(split)`` and zip it beside, with a match.
 
-    The match is found on the split's own masks; a split without masks takes that of the validation
-    split, which is then predicted first. Finished images are skipped.
+    The match is found on the masks of the validation split, which is predicted first; without
+    those, on the split's own. Finished images are skipped.
 
     Args:
         split: "auto" takes the first of testB, testA, test and validation that there is.
@@ -129,23 +130,23 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "auto") -> None
     path = products.segmenter(run)
     segmenter = Segmenter(path, config.predict, config.arch, config.num_classes)
     match = None
-    if split != "validation" and not deliver.has_masks(data, split):
-        if deliver.has_masks(data, "validation"):
-            _, match = _predict_split(segmenter, data, run, "validation")
-    items, own_match = _predict_split(segmenter, data, run, split)
+    if split != VALIDATION and deliver.has_masks(data, VALIDATION):
+        _, match = _predict_split(segmenter, data, run, VALIDATION, None)
+    items, match = _predict_split(segmenter, data, run, split, match)
     if distributed.is_main():
         folder = run.predictions(split)
         archive = folder.with_name(f"{split}.zip")
         method = Method(network=segmenter.name, method="PASS, Jittor")
-        deliver.pack(
-            folder, data, split, items, archive, own_match or match, segmenter.num_classes, method
-        )
+        deliver.pack(folder, data, split, items, archive, match, segmenter.num_classes, method)
 
 
 def _predict_split(
-    segmenter: Segmenter, data: Path, run: RunFolder, split: str
+    segmenter: Segmenter, data: Path, run: RunFolder, split: str, match: Match | None
 ) -> tuple[list[ImageItem], Match | None]:
-    """Predict a split; its images, and on the main process the match where there are masks."""
+    """Predict a split and score it where there are masks; its images, and the match.
+
+    Where no ``match`` is given it is found on the masks, on the main process.
+    """
     items = _images(data, split)
     folder = run.predictions(split)
     work = Worklist(folder, {**segmenter.settings, "data": str(data)})
@@ -160,8 +161,8 @@ def _predict_split(
         return items, None
     deliver.require_finished(work, items, allow_missing=False)
     if not deliver.has_masks(data, split):
-        return items, None
-    result = evaluate(folder, data, split, segmenter.num_classes)
+        return items, match
+    result = evaluate(folder, data, split, segmenter.num_classes, match)
     deliver.keep_evaluation(folder, split, segmenter.checkpoint_sha256, {"predictions": result})
     return items, result.match
 
@@ -256,8 +257,15 @@ def run_refined(config: Config, job: RefinedRun) -> None:
 def _match_of(
     job: RefinedRun, segmenter: Segmenter, items: list[ImageItem], given: Match | None
 ) -> Match | None:
-    """Score where there are masks; the match for the archive, or None."""
+    """Score where there are masks; the match for the archive, or None.
+
+    Only the validation split finds its own match where there is another: a test split's own masks
+    must not name the clusters that are judged on them.
+    """
     match = given
+    if match is None and job.mode != VALIDATION:
+        kept = (job.dump_path, job.run.predictions(VALIDATION))
+        match = deliver.kept_match(kept, segmenter.checkpoint_sha256, segmenter.num_classes)
     if deliver.has_masks(job.data_path, job.mode):
         results: dict[str, EvaluationResult] = {}
         folder = job.dump_path / job.mode
@@ -266,16 +274,11 @@ def _match_of(
             "after_refinement": folder,
         }.items():
             results[name] = evaluate(
-                labels, job.data_path, job.mode, segmenter.num_classes, given, items=items
+                labels, job.data_path, job.mode, segmenter.num_classes, match, items=items
             )
         deliver.keep_evaluation(job.dump_path, job.mode, segmenter.checkpoint_sha256, results)
         match = results["after_refinement"].match
-    if job.unmatched:
-        return None
-    if match is None:
-        kept = (job.dump_path, job.run.predictions("validation"))
-        match = deliver.kept_match(kept, segmenter.checkpoint_sha256, segmenter.num_classes)
-    return match
+    return None if job.unmatched else match
 
 
 def _method_of(method: Method, segmenter: Segmenter, masks: str) -> Method:

@@ -16,7 +16,7 @@ from quarter_masks import QuarterMasks, write_photographs
 from core.data.images import load_rgb
 from core.errors import UserError
 from core.files import read_json, write_json
-from core.labels import load_label
+from core.labels import load_label, save_label
 from uss import predict
 from uss.config import Config, Predict
 from uss.paths import RunFolder
@@ -173,7 +173,7 @@ def test_refined_label_maps_score_and_archive(
     printed = capsys.readouterr().out
     assert "mIoU before refinement (validation)" in printed
     assert "mIoU after refinement (validation)" in printed
-    evaluation = read_json(job.dump_path / "evaluation.json", "evaluation")
+    evaluation = read_json(job.dump_path / "evaluation_validation.json", "evaluation")
     match = read_json(job.dump_path / "match.json", "match")
     assert evaluation["after_refinement"]["match"] == match and match["0"] == 0
     with zipfile.ZipFile(job.dump_path / "result.zip") as archive:
@@ -206,7 +206,7 @@ def test_running_again_skips_and_still_scores_all(
 ) -> None:
     keys = write_photographs(job.data_path, "validation", 4, masks=True)
     predict.run_refined(CONFIG, job)
-    first = read_json(job.dump_path / "evaluation.json", "evaluation")
+    first = read_json(job.dump_path / "evaluation_validation.json", "evaluation")
     (job.dump_path / "validation_unrefined" / f"{keys[0]}.png").write_bytes(b"\x89PNG half")
     stamps = {key: (job.dump_path / "validation" / f"{key}.png").stat().st_mtime_ns for key in keys}
     capsys.readouterr()
@@ -218,7 +218,7 @@ def test_running_again_skips_and_still_scores_all(
         if (job.dump_path / "validation" / f"{key}.png").stat().st_mtime_ns != stamps[key]
     ]
     assert changed == [keys[0]]
-    assert read_json(job.dump_path / "evaluation.json", "evaluation") == first
+    assert read_json(job.dump_path / "evaluation_validation.json", "evaluation") == first
 
 
 def test_the_match_follows_to_test_and_never_from_another_checkpoint(
@@ -232,8 +232,9 @@ def test_the_match_follows_to_test_and_never_from_another_checkpoint(
     with zipfile.ZipFile(job.dump_path / "result.zip") as archive:
         assert archive.read("match.json") == (job.dump_path / "match.json").read_bytes()
 
-    evaluation = read_json(job.dump_path / "evaluation.json", "evaluation")
-    write_json(job.dump_path / "evaluation.json", {**evaluation, "checkpoint_sha256": "other"})
+    origin = read_json(job.dump_path / "match_origin.json", "origin")
+    assert origin["split"] == "validation"
+    write_json(job.dump_path / "match_origin.json", {**origin, "checkpoint_sha256": "other"})
     capsys.readouterr()
     predict.run_refined(CONFIG, test)
     logged = capsys.readouterr().err
@@ -241,6 +242,25 @@ def test_the_match_follows_to_test_and_never_from_another_checkpoint(
     with zipfile.ZipFile(job.dump_path / "result.zip") as archive:
         assert "match.json" not in archive.namelist()
         assert "cluster ids" in archive.read("method.txt").decode()
+
+
+def test_the_masks_of_a_test_split_do_not_name_its_clusters(
+    job: predict.RefinedRun, source: QuarterMasks
+) -> None:
+    """The masks of test have the classes swapped; the match of validation must not change."""
+    write_photographs(job.data_path, "validation", 4, masks=True)
+    write_photographs(job.data_path, "test", 4, masks=True)
+    for path in (job.data_path / "test-segmentation").glob("*/*.png"):
+        truth = load_label(path)
+        save_label(path, np.where(truth > 0, 3 - truth, 0))
+    predict.run_refined(CONFIG, job)
+    kept = (job.dump_path / "match.json").read_bytes()
+    predict.run_refined(CONFIG, replace(job, mode="test"))
+    assert (job.dump_path / "match.json").read_bytes() == kept
+    scores = read_json(job.dump_path / "evaluation_test.json", "evaluation")
+    assert not scores["after_refinement"]["matched_here"]
+    with zipfile.ZipFile(job.dump_path / "result.zip") as archive:
+        assert archive.read("match.json") == kept
 
 
 def test_a_match_file_that_does_not_fit_stops_before_any_image(
