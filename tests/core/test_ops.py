@@ -1,4 +1,7 @@
-"""The CPU kernels against numpy in float64 and against the plain Jittor versions used on CUDA."""
+"""The CPU kernels against numpy in float64, and the plain Jittor versions (for CUDA) against them.
+
+The latter are slow tests: plain Jittor has dozens of kernels compiled.
+"""
 
 from __future__ import annotations
 
@@ -76,23 +79,34 @@ def test_transpose() -> None:
     close(ops.transpose(jt.array(x)), x.transpose(0, 2, 1), 0)
 
 
-@pytest.mark.parametrize("kernel,stride,padding", [(3, 1, 1), (3, 2, 1), (2, 2, 0), (1, 1, 0)])
+CONVOLUTIONS = [(3, 1, 1), (3, 2, 1), (2, 2, 0), (1, 1, 0)]
+
+
+def patches(x: np.ndarray, kernel: int, stride: int, padding: int) -> np.ndarray:
+    """float64 (B, h, w, k, k, C) inputs under the kernel at each place of (B, H, W, C)."""
+    padded = np.pad(x.astype(np.float64), ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
+    views = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(1, 2))
+    return views[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+
+
+@pytest.mark.parametrize("kernel,stride,padding", CONVOLUTIONS)
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_conv2d(kernel: int, stride: int, padding: int, channels_first: bool) -> None:
     x, w, b = draw(2, 13, 11, 8), draw(20, 8, kernel, kernel), draw(20)
-    if channels_first:
-        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    arguments = [jt.array(a) for a in (x, w, b)]
+    given = np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if channels_first else x
+    arguments = [jt.array(a) for a in (given, w, b)]
     got = ops.conv2d(*arguments, stride, padding, "gelu", channels_first)
-    close(got, plain_ops.conv2d(*arguments, stride, padding, "gelu", channels_first))
+    sums = np.einsum("bhwyxc,ocyx->bhwo", patches(x, kernel, stride, padding), w) + b
+    close(got, activated(sums, "gelu"))
 
 
 @pytest.mark.parametrize("size", [(12, 9), (1, 1)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise(size: tuple[int, int], stride: int) -> None:
-    arguments = [jt.array(a) for a in (draw(2, *size, 8), draw(8, 1, 3, 3), draw(8))]
-    got = ops.depthwise3x3(*arguments, stride, "relu")
-    close(got, plain_ops.depthwise3x3(*arguments, stride, "relu"))
+    x, w, b = draw(2, *size, 8), draw(8, 1, 3, 3), draw(8)
+    got = ops.depthwise3x3(*(jt.array(a) for a in (x, w, b)), stride, "relu")
+    sums = np.einsum("bhwyxc,cyx->bhwc", patches(x, 3, stride, 1), w[:, 0]) + b
+    close(got, activated(sums, "relu"))
 
 
 @pytest.mark.parametrize("key_batch", [1, 3])
@@ -110,17 +124,120 @@ def test_attention(key_batch: int, scale: float) -> None:
     close(got, expected, TOLERANCE * max(1.0, scale))
 
 
+MAPS = [((9, 12), 5), ((5, 5), 5), ((3, 4), 5)]  # with padding, global, smaller than a window
+
+
+def window_reference(
+    qkv: np.ndarray,
+    pad: np.ndarray,
+    heads: int,
+    side: int,
+    scale: float,
+    head_major: bool,
+    bias: Any,
+) -> np.ndarray:
+    """One window and head after the other; bias(head, queries) is added to the scores."""
+    batch, height, width, packed = qkv.shape
+    dim = packed // 3 // heads
+    full = np.empty((batch, height + side, width + side, packed))
+    full[:] = pad
+    full[:, :height, :width] = qkv
+    split = (heads, 3, dim) if head_major else (3, heads, dim)
+    out = np.empty((batch, height + side, width + side, heads, dim))
+    for i, y, x in np.ndindex(batch, -(-height // side), -(-width // side)):
+        place = (i, slice(y * side, (y + 1) * side), slice(x * side, (x + 1) * side))
+        tokens = full[place].reshape(side * side, *split)
+        for head in range(heads):
+            q, k, v = (tokens[:, head, j] if head_major else tokens[:, j, head] for j in range(3))
+            mixed = softmax(scale * q @ k.T + bias(head, q)) @ v
+            out[(*place, head)] = mixed.reshape(side, side, dim)
+    return out[:, :height, :width].reshape(batch, height, width, heads * dim)
+
+
+def distances(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """dy and dx of each pair (query, key) of a window's tokens."""
+    y, x = np.divmod(np.arange(side * side), side)
+    return y[:, None] - y, x[:, None] - x
+
+
 @pytest.mark.parametrize("head_major", [False, True])
-@pytest.mark.parametrize("size,side", [((9, 12), 5), ((5, 5), 5), ((3, 4), 5)])
-def test_window_attention_with_both_kinds_of_bias(
+@pytest.mark.parametrize("size,side", MAPS)
+def test_window_attention_with_bias_by_offset(
     head_major: bool, size: tuple[int, int], side: int
 ) -> None:
+    qkv, pad, table = draw(2, *size, 96), draw(96), draw(4, side * side)
+    dy, dx = distances(side)
+    got = ops.window_attention(
+        jt.array(qkv), jt.array(pad), 4, side, 0.3, head_major, offset_table=jt.array(table)
+    )
+    by_offset = table[:, np.abs(dy) * side + np.abs(dx)]
+    close(got, window_reference(qkv, pad, 4, side, 0.3, head_major, lambda h, q: by_offset[h]))
+
+
+@pytest.mark.parametrize("head_major", [False, True])
+@pytest.mark.parametrize("size,side", MAPS)
+def test_window_attention_with_decomposed_relative_positions(
+    head_major: bool, size: tuple[int, int], side: int
+) -> None:
+    qkv, pad = draw(2, *size, 96), draw(96)
+    rel_h, rel_w = (draw(2 * side - 1, 8, seed=i) for i in range(2))
+    dy, dx = distances(side)
+
+    def bias(head: int, q: np.ndarray) -> np.ndarray:
+        rows = rel_h[dy + side - 1] + rel_w[dx + side - 1]
+        return np.einsum("qc,qkc->qk", q, rows.astype(np.float64))
+
+    got = ops.window_attention(
+        jt.array(qkv),
+        jt.array(pad),
+        4,
+        side,
+        0.3,
+        head_major,
+        rel_h=jt.array(rel_h),
+        rel_w=jt.array(rel_w),
+    )
+    close(got, window_reference(qkv, pad, 4, side, 0.3, head_major, bias))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_major", [False, True])
+@pytest.mark.parametrize("size,side", MAPS)
+def test_plain_window_attention(head_major: bool, size: tuple[int, int], side: int) -> None:
     qkv, pad = jt.array(draw(2, *size, 96)), jt.array(draw(96))
     table = jt.array(draw(4, side * side))
     relative = [jt.array(draw(2 * side - 1, 8, seed=i)) for i in range(2)]
     for bias in ((table, None, None), (None, *relative), (None, None, None)):
         arguments = (qkv, pad, 4, side, 0.3, head_major, *bias)
-        close(ops.window_attention(*arguments), plain_ops.window_attention(*arguments))
+        close(plain_ops.window_attention(*arguments), ops.window_attention(*arguments))
+
+
+@pytest.mark.slow
+def test_plain_versions_of_the_rest() -> None:
+    x, r = jt.array(draw(6, 33)), jt.array(draw(6, 20))
+    w, b = jt.array(draw(20, 33)), jt.array(draw(20))
+    for activation in ("", "relu", "gelu"):
+        arguments = (x, w, b, activation, r)
+        close(plain_ops.linear(*arguments), ops.linear(*arguments))
+    gain, shift = jt.array(draw(33)), jt.array(draw(33, seed=1))
+    arguments = (x, gain, shift, 1e-6, "gelu")
+    close(plain_ops.layer_norm(*arguments), ops.layer_norm(*arguments))
+    image = jt.array(draw(2, 13, 11, 8))
+    for kernel, stride, padding in CONVOLUTIONS:
+        arguments = (
+            image,
+            jt.array(draw(20, 8, kernel, kernel)),
+            b,
+            stride,
+            padding,
+            "gelu",
+            False,
+        )
+        close(plain_ops.conv2d(*arguments), ops.conv2d(*arguments))
+    depthwise = (image, jt.array(draw(8, 1, 3, 3)), jt.array(draw(8)), 2, "")
+    close(plain_ops.depthwise3x3(*depthwise), ops.depthwise3x3(*depthwise))
+    q, k = jt.array(draw(3, 5, 32)), jt.array(draw(1, 50, 32))
+    close(plain_ops.attention(q, k, k, 4, 0.3), ops.attention(q, k, k, 4, 0.3))
 
 
 def test_a_padded_token_takes_part_in_its_window() -> None:
