@@ -88,9 +88,8 @@ class Queue:
     def push(self, slot: int, embedding: Var) -> None:
         """Put ``embedding`` (B, width) at the front; the oldest B rows leave."""
         batch = embedding.shape[0]
-        kept = self._slots[slot][: -batch or None]
-        self._slots[slot] = jt.concat([embedding.detach(), kept], 0)[: self._filled.shape[1]]
-        self._slots[slot].stop_grad()
+        rows = jt.concat([embedding.detach(), self._slots[slot][:-batch]], 0)
+        self._slots[slot] = rows.stop_grad()
         self._filled[slot] = np.concatenate([np.ones(batch, bool), self._filled[slot, :-batch]])
 
     def numpy(self) -> np.ndarray:

@@ -10,8 +10,7 @@ from typing import Any
 
 from core import checkpoint, distributed, log, training
 from core import config as core_config
-from core.data.datasets import ImageDataset
-from core.data.loader import Loader
+from core.data.loader import Dataset, Loader
 from core.errors import UserError
 from core.files import sha256_of
 from uss.config import Config
@@ -74,7 +73,7 @@ def check(config: Config, stage: str, images: int) -> None:
         )
 
 
-def make_loader(config: Config, stage: str, dataset: ImageDataset) -> Loader:
+def make_loader(config: Config, stage: str, dataset: Dataset) -> Loader:
     """This process's share of the batches of ``stage``."""
     return Loader(
         dataset,

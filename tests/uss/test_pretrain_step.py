@@ -39,8 +39,9 @@ class Reference:
     ) -> None:
         """``got`` equals array ``key``; with ``start``, their differences from it are compared.
 
-        ``loose``: gradients behind batch norms in train mode. One ReLU input within rounding of zero
-        may switch and change whole rows by a per cent, so the distance as a whole counts there.
+        ``loose``: gradients behind batch norms in train mode. One ReLU input within rounding of
+        zero may switch and change whole rows by a per cent, so the distance as a whole counts
+        there.
         """
         truth = self.arrays.get(f"{key}__f64", self.arrays[key]).astype(np.float64).reshape(-1)
         values = got.astype(np.float64).reshape(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,8 +301,35 @@ def test_killed_process_resumes_to_the_same_weights(run, data, tmp_path):
     np.testing.assert_allclose(resumed["task"]["queue"], whole["task"]["queue"], atol=1e-3)
 
 
-def _start(data: Path, run: Path) -> subprocess.Popen:
+def _start(data: Path, run: Path, *launcher: str) -> subprocess.Popen:
     overrides = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "uss", "pretrain", "--preset", "demo", "--arch", "resnet18"]
     command += ["--data", str(data), "--run", str(run), "--set", "num_classes=2", *overrides]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return subprocess.Popen(
+        [*launcher, *command],
+        cwd=ROOT,
+        env={**os.environ, **root},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(run, data, tmp_path):
+    """The global batch is what counts: statistics, assignments, queue and gradients are shared."""
+    if shutil.which("mpirun") is None or shutil.which("mpicc") is None:
+        pytest.skip("needs mpirun and mpicc (Debian: apt-get install openmpi-bin libopenmpi-dev)")
+    process = _start(data, tmp_path, "mpirun", "-np", "2", "--oversubscribe")
+    _, shown = process.communicate(timeout=600)
+    assert process.returncode == 0, shown
+    assert shown.count("starting at epoch 1 of 3") == 1
+    payload = _payload(RunFolder(tmp_path).pretrain("resnet18"))
+    whole = _payload(run.pretrain("resnet18"))
+    start = checkpoint.model_state(pretrain.build(_config()))
+    for key in ("conv1.weight", "layer4.1.conv2.weight", "projection_head.0.weight"):
+        moved = payload["state_dict"][key] - start[key]
+        expected = whole["state_dict"][key] - start[key]
+        cosine = (moved * expected).sum() / np.linalg.norm(moved) / np.linalg.norm(expected)
+        assert cosine > 0.99, key
+    assert payload["task"]["queue"].shape == whole["task"]["queue"].shape
