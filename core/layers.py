@@ -175,7 +175,7 @@ def resize_bilinear(x: Var, size_hw: tuple[int, int]) -> Var:
         return x
     if jt.flags.use_cuda:
         return nn.interpolate(x, size=tuple(size_hw), mode="bilinear", align_corners=False)
-    return kernels.resize_bilinear(x, tuple(size_hw))
+    return kernels.resize_bilinear(x, size_hw)
 
 
 def grid_sample_bilinear(x: Var, grid: Var | np.ndarray) -> Var:

@@ -126,8 +126,13 @@ def _import_jittor() -> Any:
             flush=True,
         )
     with _process_state_kept(), _home(home):
-        import jittor
-
+        try:
+            import jittor
+        except SystemExit as ended:
+            # Jittor leaves with code 0 after rebuilding its loader, as if the work had been done.
+            raise UserError(
+                f"Jittor rebuilt a part of itself in {home}; run the same command again"
+            ) from ended
         _end_compile_processes()
     # Each kernel is compiled through a script that makes Jittor's cache folders below HOME again.
     jittor.flags.python_path = f"HOME={shlex.quote(str(home))} {shlex.quote(sys.executable)}"

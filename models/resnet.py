@@ -104,9 +104,6 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
-    def execute(self, x: Var) -> list[Var]:
-        return self.trunk(x)
-
 
 def initialise(module: Any) -> None:
     """Kaiming-normal (fan-out) weights for every convolution below ``module``."""
@@ -117,7 +114,7 @@ def initialise(module: Any) -> None:
             layer.weight = jt.init.gauss(layer.weight.shape, "float32", 0.0, std)
 
 
-def _stage(block: type, inputs: int, channels: int, count: int, stride: int) -> Any:
+def _stage(block: Any, inputs: int, channels: int, count: int, stride: int) -> Any:
     width = channels // block.expansion
     first = block(inputs, width, stride)
     return nn.Sequential(first, *(block(channels, width, 1) for _ in range(count - 1)))

@@ -307,4 +307,4 @@ def _regions(mask: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     count, regions, stats, _ = cv2.connectedComponentsWithStats(
         mask.astype(np.uint8), connectivity=8
     )
-    return count, regions, stats[1:, cv2.CC_STAT_AREA]
+    return count, regions, np.asarray(stats)[1:, cv2.CC_STAT_AREA]
