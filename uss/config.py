@@ -117,6 +117,7 @@ class Finetune:
     """Step 3: train the segmenter on the pseudo labels, background included."""
 
     head: str = "upernet"  # "upernet", or "plain" for the 1x1 convolution of PASS
+    head_width: int = 512  # channels inside the UPerNet; its cost grows with the square
     epochs: int = 20
     batch_size: int = 64
     base_lr: float = 0.6
@@ -235,6 +236,7 @@ def small(arch: str) -> Config:
             config.pretrain,
             epochs=24,
             batch_size=32,
+            base_lr=6.0,  # LARC moves each weight by a thousandth of it a step: few steps need more
             crop_sizes=(128, 64),
             crop_counts=(2, 2),
             queue_length=256,
@@ -253,7 +255,7 @@ def small(arch: str) -> Config:
             stability_score_thresh=0.85,
         ),
         pseudo_labels=replace(config.pseudo_labels, resize=192, min_threshold=0.0),
-        finetune=replace(config.finetune, epochs=12, batch_size=16, crop_size=128),
+        finetune=replace(config.finetune, head_width=128, epochs=12, batch_size=16, crop_size=128),
         predict=replace(config.predict, resize=192),
     )
 
@@ -276,7 +278,7 @@ def demo(arch: str) -> Config:
         ),
         cluster=replace(config.cluster, resize=112, crop=96),
         masks=replace(config.masks, points_per_side=8),
-        pseudo_labels=replace(config.pseudo_labels, resize=128),
+        pseudo_labels=replace(config.pseudo_labels, resize=224),
         finetune=replace(config.finetune, epochs=6, batch_size=8, crop_size=96),
         predict=replace(config.predict, resize=128),
     )

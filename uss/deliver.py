@@ -54,6 +54,11 @@ def require_finished(
     return finished
 
 
+def evaluation_path(folder: Path, split: str) -> Path:
+    """Where :func:`keep_evaluation` leaves the scores of a split."""
+    return folder / f"evaluation_{split}.json"
+
+
 def keep_evaluation(
     folder: Path, split: str, checkpoint_sha256: str, results: dict[str, EvaluationResult]
 ) -> None:
@@ -67,7 +72,7 @@ def keep_evaluation(
         origin = {"split": split, "checkpoint_sha256": checkpoint_sha256}
         write_json(folder / ORIGIN, origin)
     content = {name: result.to_dict() for name, result in results.items()}
-    write_json(folder / f"evaluation_{split}.json", content)
+    write_json(evaluation_path(folder, split), content)
     for name, result in results.items():
         title = f"mIoU {name.replace('_', ' ')} ({split})"
         print(f"{title}: {100 * result.scores.miou:.2f}", flush=True)

@@ -17,6 +17,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    root = synthetic.make_dataset(options.data, seed=options.seed)
+    root = synthetic.make_dataset(options.data, seed=options.seed, train=10)
     log.info("demo-data", f"data set at {root}")
     return 0

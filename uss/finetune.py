@@ -70,8 +70,9 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
 
 def network(config: Config) -> UPerNet | PlainSegmenter:
     """A new segmenter with the head of ``config``, drawn from Jittor's generator."""
-    kind = {"upernet": UPerNet, "plain": PlainSegmenter}[config.finetune.head]
-    return kind(config.arch, config.num_classes)
+    if config.finetune.head == "plain":
+        return PlainSegmenter(config.arch, config.num_classes)
+    return UPerNet(config.arch, config.num_classes, config.finetune.head_width)
 
 
 def build(config: Config, source: Path) -> UPerNet | PlainSegmenter:
@@ -175,5 +176,7 @@ def _check(config: Config) -> None:
         raise UserError(f"finetune.head must be one of {', '.join(HEADS)}, not {settings.head!r}")
     if not 0 < settings.label_scale <= 1:
         raise UserError(f"finetune.label_scale must be in 0..1, is {settings.label_scale}")
+    if settings.head_width < 1:
+        raise UserError(f"finetune.head_width must be positive, is {settings.head_width}")
     if settings.batch_size < 2:
         raise UserError("finetune.batch_size must be at least 2: batch norm compares images")

@@ -98,7 +98,10 @@ def load_segmenter(path: Path, arch: str | None = None, num_classes: int | None 
             f"{path}: its head has {found_classes} classes, but {num_classes} were asked for; "
             f"pass --num-classes {found_classes} or another checkpoint"
         )
-    model = (UPerNet if key == _UPERNET_KEY else PlainSegmenter)(found_arch, found_classes)
+    if key == _UPERNET_KEY:
+        model = UPerNet(found_arch, found_classes, head_width=int(state[key].shape[1]))
+    else:
+        model = PlainSegmenter(found_arch, found_classes)
     load_state(model, state, str(path))
     model.eval()
     return model

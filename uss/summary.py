@@ -1,0 +1,75 @@
+"""``python -m uss summary``: what a finished run reached, what it took, and how it looks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from core import report
+from core.data.folders import list_images, mask_path, split_folder
+from core.data.images import load_rgb
+from core.errors import UserError
+from core.files import read_json
+from core.labels import load_label
+from core.matching import apply_match, read_match
+from uss.deliver import MATCH, evaluation_path
+from uss.paths import RunFolder
+
+_SPLIT = "validation"
+_ROWS = 6
+_SHEET = "sheet.png"
+
+
+def main(arguments: list[str]) -> int:
+    """Print scores and times of ``--run`` and ``--result``, and write the picture sheet."""
+    parser = argparse.ArgumentParser(prog="python -m uss summary", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--result", type=Path, required=True, help="dump_path of test.py")
+    options = parser.parse_args(arguments)
+    seconds = stage_seconds(RunFolder(options.run).times)
+    print("\nstage                       seconds")
+    for stage, value in seconds.items():
+        print(f"{stage:26}{value:9.1f}")
+    print(f"{'all stages':26}{sum(seconds.values()):9.1f}\n")
+    scores = read_json(evaluation_path(options.result, _SPLIT), "the scores that test.py writes")
+    for name in ("before_refinement", "after_refinement"):
+        print(f"validation mIoU {name.replace('_', ' ')}: {100 * scores[name]['miou']:.2f} %")
+    sheet = write_sheet(options.data, options.result, len(scores["after_refinement"]["iou"]) - 1)
+    print(f"pictures: {sheet}\narchive:  {options.result / 'result.zip'}")
+    return 0
+
+
+def stage_seconds(times: Path) -> dict[str, float]:
+    """Seconds by stage, in the order of first appearance; a resumed stage's parts are added up.
+
+    Raises:
+        UserError: no stage has run, or the file is not what the stages write.
+    """
+    seconds: dict[str, float] = {}
+    try:
+        for line in times.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + float(entry["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"expected the times of a run in {times}: {error}") from error
+    return seconds
+
+
+def write_sheet(data: Path, result: Path, num_classes: int) -> Path:
+    """Picture sheet of validation images spread over the classes: image, labels, truth."""
+    items = list_images(split_folder(data, _SPLIT))
+    chosen = items[:: max(1, len(items) // _ROWS)][:_ROWS]
+    match = read_match(result / MATCH, num_classes)
+    rows = []
+    for item in chosen:
+        labels = [
+            apply_match(load_label(folder / f"{item.key}.png"), match)
+            for folder in (result / f"{_SPLIT}_unrefined", result / _SPLIT)
+        ]
+        truth = load_label(mask_path(data, _SPLIT, item.key))
+        rows.append(report.SheetRow(item.key, [load_rgb(item.path), *labels, truth]))
+    sheet = result / _SHEET
+    report.picture_sheet(rows, sheet)
+    return sheet
