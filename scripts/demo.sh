@@ -18,5 +18,5 @@ done
 for mode in validation test; do
     "$PYTHON" test.py --preset demo --run "$RUN" --data_path "$DATA" --mode "$mode" --dump_path "$RESULT"
 done
-"$PYTHON" -m uss summary --preset demo --data "$DATA" --run "$RUN" --result "$RESULT"
+"$PYTHON" -m uss summary --data "$DATA" --run "$RUN" --result "$RESULT"
 echo "demo: finished in $((SECONDS - started)) s"
