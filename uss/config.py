@@ -234,7 +234,7 @@ def small(arch: str) -> Config:
         heads=replace(config.heads, hidden_mlp=256, prototypes=40),
         pretrain=replace(
             config.pretrain,
-            epochs=16,
+            epochs=10,
             base_lr=6.0,  # LARC moves a weight by a thousandth of it a step: few steps need more
             crop_sizes=(128, 64),
             crop_counts=(2, 2),
