@@ -23,7 +23,7 @@ from uss.__main__ import record_time
 from uss.config import PRESETS, Config, preset
 from uss.paths import CHECKPOINT, CONFIG, PROJECT_ROOT, WEIGHTS, RunFolder
 from uss.products import PUBLISHED_SEGMENTER
-from uss.submission import Method
+from uss.submission import add_method_arguments, method_from
 
 RUNS = PROJECT_ROOT / "runs"
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         match_file=options.match_file,
         unmatched=options.unmatched,
         allow_missing=options.allow_missing,
-        method=_method(options),
+        method=method_from(options),
     )
     started = time.monotonic()
     predict.run_refined(_config(options, pretrained), job)
@@ -76,20 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one setting")
     add("--allow-missing", action="store_true", help="make the archive despite broken images")
     add("--unmatched", action="store_true", help="put no match.json into the archive")
-    group = parser.add_argument_group("method.txt")
-    for name in ("method", "train_data", "train_scheme", "link", "description"):
-        group.add_argument(f"--{name}", default=getattr(Method, name))
+    add_method_arguments(parser)
     return parser
-
-
-def _method(options: argparse.Namespace) -> Method:
-    return Method(
-        method=options.method,
-        train_data=options.train_data,
-        train_scheme=options.train_scheme,
-        link=options.link,
-        description=options.description,
-    )
 
 
 def _run_folder(options: argparse.Namespace) -> Path:

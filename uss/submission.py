@@ -60,23 +60,22 @@ class Method:
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags ``--method --train_data --train_scheme --network --link --description``."""
+    """The flags ``--method --train_data --train_scheme --link --description``."""
     group = parser.add_argument_group("method.txt")
     group.add_argument("--method", default=Method.method, help="name of the method")
     group.add_argument("--train_data", default=Method.train_data, help="training data")
     group.add_argument("--train_scheme", default=Method.train_scheme, help="training scheme")
-    group.add_argument("--network", default=Method.network, help="networks")
     group.add_argument("--link", default=Method.link, help="paper or project link")
     group.add_argument("--description", default=Method.description, help="description")
 
 
-def method_from(args: argparse.Namespace) -> Method:
-    """The :class:`Method` of parsed :func:`add_method_arguments`."""
+def method_from(args: argparse.Namespace, network: str = Method.network) -> Method:
+    """The :class:`Method` of parsed :func:`add_method_arguments` and the network's name."""
     return Method(
         method=args.method,
         train_data=args.train_data,
         train_scheme=args.train_scheme,
-        network=args.network,
+        network=network,
         link=args.link,
         description=args.description,
     )
@@ -169,6 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     build.add_argument("--match-file", type=Path, required=True, help="cluster to class")
     build.add_argument("--allow-missing", action="store_true", help="leave out missing images")
     add_method_arguments(build)
+    build.add_argument("--network", default=Method.network, help="networks")
     for command in (check, build):
         command.add_argument("--data_path", type=Path, required=True, help="data set folder")
         command.add_argument("--mode", required=True, help="split that the archive covers")
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             list_images(split_folder(args.data_path, args.mode)),
             args.archive,
             read_match(args.match_file, num_classes),
-            method_from(args),
+            method_from(args, args.network),
             matched=args.matched,
             allow_missing=args.allow_missing,
         )
