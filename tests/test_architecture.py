@@ -188,7 +188,8 @@ def test_conda_environment_equals_the_requirements() -> None:
     base = [line.strip() for line in conda[:start]]
     python = next(line for line in base if line.startswith("- python="))
     assert python.partition("=")[2] in ("3.9", "3.10", "3.11", "3.12")
-    assert any(line.startswith("- gxx_linux-64") for line in base)  # Jittor compiles
+    # Jittor calls g++, a name that only this package gives its compiler.
+    assert any(line.startswith("- gxx=") for line in base)
     for name in ("requirements-test.txt", "requirements-judge.txt"):
         lines = (ROOT / name).read_text().splitlines()
         pins([line for line in lines if line and not line.startswith(("#", "-r "))])
