@@ -285,7 +285,7 @@ def demo(arch: str) -> Config:
         cluster=replace(config.cluster, resize=128, crop=128),
         masks=replace(config.masks, points_per_side=8),
         pseudo_labels=replace(config.pseudo_labels, resize=160),
-        finetune=replace(config.finetune, batch_size=8, crop_size=96),
+        finetune=replace(config.finetune, epochs=12, batch_size=8, crop_size=96),
         predict=replace(config.predict, resize=128),
     )
 
