@@ -55,5 +55,5 @@ def test_demo_ends_with_scores_pictures_and_archive_and_resumes(tmp_path: Path) 
     before = (tmp_path / "result" / "result.zip").read_bytes()
     second = demo(tmp_path)
     assert second.count("already finished") >= 7
-    assert "epoch" not in second
+    assert "at epoch" not in second  # neither started nor resumed
     assert (tmp_path / "result" / "result.zip").read_bytes() == before
