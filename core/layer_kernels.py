@@ -200,7 +200,8 @@ class _BatchNorm(jt.Function):
         )
 
 
-# Row and column weights of output pixel (i, j): two source rows, two source columns.
+# From the sizes (h, w) of the source and (H, W) of the result: two source rows and two source
+# columns of each pixel of the result, their weights, and the loop over planes that follows.
 _RESIZE_TABLES = """
     auto table = [](int from, int to) {
         std::vector<int> low(to), high(to); std::vector<float> share(to);
@@ -211,18 +212,20 @@ _RESIZE_TABLES = """
         }
         return std::make_tuple(low, high, share);
     };
-"""
-
-_RESIZE = (
-    _RESIZE_TABLES
-    + """
     const int64 planes = int64(in0_shape0) * in0_shape1;
-    const int h = in0_shape2, w = in0_shape3, H = out0_shape2, W = out0_shape3;
     auto rows = table(h, H), cols = table(w, W);
     const int *y0 = std::get<0>(rows).data(), *y1 = std::get<1>(rows).data();
     const int *x0 = std::get<0>(cols).data(), *x1 = std::get<1>(cols).data();
     const float *fy = std::get<2>(rows).data(), *fx = std::get<2>(cols).data();
     #pragma omp parallel for schedule(static)
+"""
+
+_RESIZE = (
+    """
+    const int h = in0_shape2, w = in0_shape3, H = out0_shape2, W = out0_shape3;
+"""
+    + _RESIZE_TABLES
+    + """
     for (int64 p = 0; p < planes; p++) {
         const float* x = in0_p + p * h * w; float* y = out0_p + p * H * W;
         std::vector<float> mixed(w);
@@ -239,15 +242,11 @@ _RESIZE = (
 # The adjoint of the above: in0 is the gradient (N,C,H,W) of the larger or smaller result, out0 that
 # of the source.
 _RESIZE_GRAD = (
-    _RESIZE_TABLES
-    + """
-    const int64 planes = int64(in0_shape0) * in0_shape1;
+    """
     const int h = out0_shape2, w = out0_shape3, H = in0_shape2, W = in0_shape3;
-    auto rows = table(h, H), cols = table(w, W);
-    const int *y0 = std::get<0>(rows).data(), *y1 = std::get<1>(rows).data();
-    const int *x0 = std::get<0>(cols).data(), *x1 = std::get<1>(cols).data();
-    const float *fy = std::get<2>(rows).data(), *fx = std::get<2>(cols).data();
-    #pragma omp parallel for schedule(static)
+"""
+    + _RESIZE_TABLES
+    + """
     for (int64 p = 0; p < planes; p++) {
         float* dx = out0_p + p * h * w; const float* dy = in0_p + p * H * W;
         std::vector<float> mixed(w);
