@@ -54,10 +54,12 @@ def decode(rgb: np.ndarray) -> np.ndarray:
     rgb = np.asarray(rgb)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise ValueError(f"expected uint8 of shape (H, W, 3), got {rgb.dtype} {rgb.shape}")
-    if rgb[..., 2].any():
+    red, green, blue = (np.asarray(channel) for channel in cv2.split(rgb))
+    if blue.any():
         raise ValueError("expected id = red + 256 * green with blue 0, found blue above 0")
+    ids = red.astype(np.int32)
     # uint8 * 256 would wrap to 0 (numpy 1) or raise (numpy 2): widen first.
-    return rgb[..., 0].astype(np.int32) + 256 * rgb[..., 1].astype(np.int32)
+    return ids + 256 * green.astype(np.int32) if green.any() else ids
 
 
 def png_of_label(ids: np.ndarray) -> bytes:

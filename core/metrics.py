@@ -12,6 +12,7 @@ touches an ignored area counts as boundary, as in the ImageNet-S evaluation.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +101,16 @@ def boundary_mask(label: np.ndarray) -> np.ndarray:
     """
     height, width = label.shape
     distance = max(1, round(BOUNDARY_FRACTION * math.hypot(height, width)))
-    outside = int(label.max()) + 1
-    framed = np.pad(label.astype(np.uint16), 1, constant_values=outside)
-    square = np.ones((3, 3), np.uint8)
-    lowest = cv2.erode(framed, square, iterations=distance)
-    highest = cv2.dilate(framed, square, iterations=distance)
-    return np.not_equal(lowest, highest)[1:-1, 1:-1]
+    framed = np.pad(label.astype(np.uint16), 1, constant_values=int(label.max()) + 1)
+    sides = framed[:, 1:] != framed[:, :-1]
+    sides = sides[:, 1:] | sides[:, :-1]
+    ends = framed[1:] != framed[:-1]
+    ends = ends[1:] | ends[:-1]
+    # Pixels whose own 3x3 square shows a second label. A larger square shows one exactly when it
+    # contains such a 3x3 square, that is, when such a pixel lies within d - 1.
+    thin = sides[1:-1] | sides[:-2] | sides[2:] | ends[:, 1:-1] | ends[:, :-2] | ends[:, 2:]
+    square = np.ones((2 * distance - 1, 2 * distance - 1), np.uint8)
+    return cv2.dilate(thin.view(np.uint8), square).view(bool)
 
 
 def count_image(
@@ -116,26 +121,39 @@ def count_image(
     Args:
         prediction: (H, W) integers in 0..num_classes (class or cluster ids).
         truth: (H, W) integers in 0..num_classes, or :data:`IGNORE`.
-        num_classes: number of classes C without background.
+        num_classes: number of classes C without background, below 32768.
         boundary: also count boundaries.
 
     Raises:
         UserError: the sizes differ, or an id is out of range.
     """
     check_pair(prediction, truth, num_classes)
-    judged = truth != IGNORE
-    pred_ids, pred_index = compact_ids(prediction[judged])
-    true_ids, true_index = compact_ids(truth[judged])
-    if boundary:
-        pred_index = pred_index * 2 + boundary_mask(prediction)[judged]
-        true_index = true_index * 2 + boundary_mask(truth)[judged]
-    else:
-        pred_index, true_index = pred_index * 2, true_index * 2
+    codes = [
+        2 * label.astype(np.uint16) + (boundary_mask(label) if boundary else 0)
+        for label in (prediction, truth)
+    ]
+    pred_codes, true_codes, lengths = _runs(*codes)
+    judged = true_codes >> 1 != IGNORE
+    pred_codes, true_codes = pred_codes[judged], true_codes[judged]
+    pred_ids, pred_index = compact_ids(pred_codes >> 1)
+    true_ids, true_index = compact_ids(true_codes >> 1)
     rows, columns = 2 * len(pred_ids), 2 * len(true_ids)
-    joint = np.bincount(pred_index * columns + true_index, minlength=rows * columns)
-    return ImageCounts(
-        pred_ids, true_ids, joint.reshape(len(pred_ids), 2, len(true_ids), 2).astype(np.int64)
-    )
+    index = (2 * pred_index + (pred_codes & 1)) * columns + 2 * true_index + (true_codes & 1)
+    # Sums of whole numbers below 2**53: float64 holds them exactly.
+    joint = np.bincount(index, lengths[judged], minlength=rows * columns).astype(np.int64)
+    return ImageCounts(pred_ids, true_ids, joint.reshape(len(pred_ids), 2, len(true_ids), 2))
+
+
+def _runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of pixels over which both maps are constant, in C order: a fiftieth of the pixels.
+
+    Returns:
+        values of ``first`` and of ``second``, and lengths in pixels, each (R,).
+    """
+    first, second = first.reshape(-1), second.reshape(-1)
+    changes = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    return first[starts], second[starts], np.diff(starts, append=first.size)
 
 
 def check_pair(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> None:
@@ -148,6 +166,8 @@ def check_pair(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> N
             "(height x width); predictions must have the size of their image"
         )
     for name, label in (("prediction", prediction), ("ground truth", truth)):
+        if 0 <= label.min() and label.max() <= num_classes:
+            continue
         wrong = (label < 0) | (label > num_classes)
         if name == "ground truth":
             wrong &= label != IGNORE
@@ -198,6 +218,8 @@ def iou_per_class(confusion: np.ndarray, table: np.ndarray) -> np.ndarray:
 class SegmentationMetrics:
     """Streaming counts over images: ``update`` (or ``add``) each image, then ``compute``.
 
+    What it holds does not grow with the number of images.
+
     Args:
         num_classes: number of classes C without background.
         boundary: also count boundaries (mBIoU and its bins).
@@ -214,7 +236,10 @@ class SegmentationMetrics:
         self.images = 0
         self.confusion = np.zeros((size, size), np.int64)
         self.presence = np.zeros((size, size), np.int64)
-        self._tops: list[tuple[np.ndarray, np.ndarray]] = []
+        # [p, g]: images whose most frequent prediction id is p alone and whose truth shows g.
+        self._top_presence = np.zeros((size, size), np.int64)
+        # Images of equally frequent ids, which are rare: (these ids, ids of the truth) -> images.
+        self._tied_tops: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
         self._f_sum = 0.0
         self._regions = [_Overlap(size) for _ in SIZE_BINS]
         edges = 1 + len(SIZE_BINS) if self.boundary else 0
@@ -252,7 +277,11 @@ class SegmentationMetrics:
         predicted = np.where(counts.pred_ids > 0, confusion.sum(1), 0)
         if predicted.any():
             tops = counts.pred_ids[predicted == predicted.max()]
-            self._tops.append((tops, counts.true_ids[counts.true_ids > 0]))
+            true_ids = counts.true_ids[counts.true_ids > 0]
+            if len(tops) == 1:
+                self._top_presence[tops[0], true_ids] += 1
+            else:
+                self._tied_tops[tuple(tops.tolist()), tuple(true_ids.tolist())] += 1
         both = confusion[counts.pred_ids > 0][:, counts.true_ids > 0].sum()
         true = confusion[:, counts.true_ids > 0].sum()
         if both:
@@ -275,9 +304,11 @@ class SegmentationMetrics:
         table = lookup_table(match, self.num_classes)
         iou = iou_per_class(self.confusion, table)
         images = max(self.images, 1)
+        right = int(self._top_presence[np.arange(len(table)), table].sum())
         # Of equally frequent classes the one with the smallest class id counts, as in the
         # reference.
-        right = sum(int(table[tops].min() in true) for tops, true in self._tops)
+        for (tops, true_ids), count in self._tied_tops.items():
+            right += count * int(table[list(tops)].min() in true_ids)
         biou = self._edges[0].iou(table) if self.boundary else None
         return Scores(
             miou=float(iou.mean()),

@@ -23,6 +23,56 @@ def hundredths(first: int, last: int) -> list[float]:
 
 
 @dataclass(frozen=True)
+class LevelCounts:
+    """What one image adds to a curve of T thresholds; small, to be sent between processes.
+
+    Attributes:
+        pred_ids: (P,) int64, sorted ids that the prediction shows on judged pixels, 0 included.
+        true_ids: (G,) int64, the same of the truth.
+        pixels: (T + 1, P, G) int64; first axis: how many of the thresholds (the lowest ones) the
+            pixels survive.
+    """
+
+    pred_ids: np.ndarray
+    true_ids: np.ndarray
+    pixels: np.ndarray
+
+
+def count_levels(
+    prediction: np.ndarray,
+    level: np.ndarray,
+    truth: np.ndarray,
+    num_classes: int,
+    thresholds: Sequence[float],
+) -> LevelCounts:
+    """Count one image: prediction without threshold, its levels (float) and the truth, all (H, W).
+
+    A pixel survives threshold t unless level < t; both are compared as float32, like a float32
+    level map with a Python number.
+
+    Raises:
+        UserError: sizes differ, a level is not a number, or an id is out of range.
+    """
+    check_pair(prediction, truth, num_classes)
+    if level.shape != prediction.shape:
+        raise UserError(
+            f"the level map is {level.shape} but its prediction is {prediction.shape}; "
+            "they must come from the same run"
+        )
+    if np.isnan(level).any():
+        raise UserError("the level map holds NaN; make it again")
+    judged = truth != IGNORE
+    pred_ids, pred_index = compact_ids(prediction[judged])
+    true_ids, true_index = compact_ids(truth[judged])
+    edges = np.asarray(thresholds, np.float32)
+    survived = np.searchsorted(edges, level[judged].astype(np.float32), side="right")
+    index = (survived * len(pred_ids) + pred_index) * len(true_ids) + true_index
+    shape = (len(thresholds) + 1, len(pred_ids), len(true_ids))
+    pixels = np.bincount(index, minlength=int(np.prod(shape))).reshape(shape)
+    return LevelCounts(pred_ids, true_ids, pixels)
+
+
+@dataclass(frozen=True)
 class CurvePoint:
     """One threshold's result: mIoU (fraction) over C + 1 classes under its own ``match`` {pred:
     class}.
@@ -34,11 +84,10 @@ class CurvePoint:
 
 
 class ThresholdCurve:
-    """Streaming counts for every threshold: ``update`` each image, then ``points`` or ``best``.
+    """Streaming counts for every threshold: ``update`` (or ``add``) each image, then ``points``.
 
-    A pixel is kept at threshold t unless level < t; both are compared as float32, like a float32
-    level map with a Python number. Two int64 arrays of (T + 1, C + 1, C + 1) are held, of which
-    untouched pages cost nothing.
+    What it holds does not grow with the number of images: two int64 arrays of (T + 1, C + 1,
+    C + 1), of which untouched pages cost nothing.
 
     Args:
         num_classes: number of classes C without background.
@@ -65,30 +114,18 @@ class ThresholdCurve:
         Raises:
             UserError: sizes differ, a level is not a number, or an id is out of range.
         """
-        check_pair(prediction, truth, self.num_classes)
-        if level.shape != prediction.shape:
-            raise UserError(
-                f"the level map is {level.shape} but its prediction is {prediction.shape}; "
-                "they must come from the same run"
-            )
-        judged = truth != IGNORE
-        pred_ids, pred_index = compact_ids(prediction[judged])
-        true_ids, true_index = compact_ids(truth[judged])
-        steps = len(self.thresholds) + 1
-        survived = self._survived(level[judged])
-        index = (survived * len(pred_ids) + pred_index) * len(true_ids) + true_index
-        shape = (steps, len(pred_ids), len(true_ids))
-        counts = np.bincount(index, minlength=int(np.prod(shape))).reshape(shape)
-        self._pixels[np.ix_(np.arange(steps), pred_ids, true_ids)] += counts
-        seen = counts.any(2)
-        longest = steps - 1 - seen[::-1].argmax(0)
-        self._presence[longest[:, None], pred_ids[:, None], true_ids[None]] += 1
+        self.add(count_levels(prediction, level, truth, self.num_classes, self.thresholds))
 
-    def _survived(self, level: np.ndarray) -> np.ndarray:
-        if np.isnan(level).any():
-            raise UserError("the level map holds NaN; make it again")
-        edges = np.asarray(self.thresholds, np.float32)
-        return np.searchsorted(edges, level.astype(np.float32), side="right")
+    def add(self, counts: LevelCounts) -> None:
+        """Add one image's counts; an image without judged pixels adds nothing."""
+        pred_ids, true_ids = counts.pred_ids, counts.true_ids
+        if not len(pred_ids):
+            return
+        steps = np.arange(len(counts.pixels))
+        self._pixels[np.ix_(steps, pred_ids, true_ids)] += counts.pixels
+        seen = counts.pixels.any(2)
+        longest = steps[-1] - seen[::-1].argmax(0)
+        self._presence[longest[:, None], pred_ids[:, None], true_ids[None]] += 1
 
     def points(self) -> list[CurvePoint]:
         """The result at every threshold, lowest first."""

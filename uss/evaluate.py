@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,8 +23,17 @@ from core.files import write_json
 from core.labels import load_label
 from core.matching import match_clusters, read_match, write_match
 from core.metrics import SIZE_BINS, ImageCounts, Scores, SegmentationMetrics, count_image
-from core.threshold_curve import CurvePoint, ThresholdCurve, hundredths
+from core.parallel import default_workers, ordered_map
+from core.threshold_curve import (
+    CurvePoint,
+    LevelCounts,
+    ThresholdCurve,
+    count_levels,
+    hundredths,
+)
 from core.worklist import named
+
+Counts = TypeVar("Counts")
 
 STAGE = "evaluate"
 # What numpy raises on files that are truncated or something else.
@@ -62,6 +72,7 @@ def evaluate(
     boundary: bool = True,
     result_path: Path | None = None,
     items: Sequence[ImageItem] | None = None,
+    workers: int | None = None,
 ) -> EvaluationResult:
     """Score ``<prediction_dir>/<key>.png`` for every image of ``<data>/<split>``.
 
@@ -73,18 +84,24 @@ def evaluate(
         boundary: also compute boundary IoU.
         result_path: also write the result there as JSON.
         items: score only these images of the split; None takes all.
+        workers: processes, which never change the result; None: what pays on this machine.
 
     Raises:
         UserError: a missing, broken or wrongly sized file, or an id out of range; names the file.
     """
     items = labelled_images(data, split) if items is None else items
     require_predictions(prediction_dir, items)
-    metrics = SegmentationMetrics(num_classes, boundary)
-    counts = (
-        count_item(item, prediction_dir, data, split, num_classes, boundary) for item in items
+    work = functools.partial(
+        count_item,
+        prediction_dir=Path(prediction_dir),
+        data=data,
+        split=split,
+        num_classes=num_classes,
+        boundary=boundary,
     )
-    for image_counts in log.progress(counts, STAGE, total=len(items)):
-        metrics.add(image_counts)
+    metrics = SegmentationMetrics(num_classes, boundary)
+    for counts in _of_each(items, work, workers):
+        metrics.add(counts)
     used = match_clusters(metrics.cooccurrence) if match is None else match
     result = EvaluationResult(metrics.compute(used), used, matched_here=match is None)
     if result_path is not None:
@@ -96,42 +113,78 @@ def count_item(
     item: ImageItem, prediction_dir: Path, data: Path, split: str, num_classes: int, boundary: bool
 ) -> ImageCounts:
     """Counts of one image from its files; everything that :func:`evaluate` needs of it."""
-    prediction, truth = _label_pair(item, prediction_dir, data, split)
+    path = prediction_path(prediction_dir, item)
+    prediction, truth = load_label(path), load_label(mask_path(data, split, item.key))
     try:
         return count_image(prediction, truth, num_classes, boundary)
     except UserError as error:
-        raise UserError(f"{prediction_path(prediction_dir, item)}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def threshold_curve(
-    prediction_dir: Path, data: Path, split: str, num_classes: int, thresholds: Sequence[float]
+    prediction_dir: Path,
+    data: Path,
+    split: str,
+    num_classes: int,
+    thresholds: Sequence[float],
+    items: Sequence[ImageItem] | None = None,
+    workers: int | None = None,
 ) -> list[CurvePoint]:
     """mIoU at each threshold, with its own match, from predictions made without threshold.
 
     Args:
         prediction_dir: ``<key>.npz`` of the pseudo-label sweep, or ``<key>.png`` label maps with
             ``<key>.npy`` level maps.
-        data, split, num_classes: see :func:`evaluate`.
         thresholds: increasing levels; pixels whose level is smaller become background.
+        data, split, num_classes, items, workers: see :func:`evaluate`.
 
     Raises:
         UserError: a missing, broken or wrongly sized file; names the file.
     """
-    items = labelled_images(data, split)
+    items = labelled_images(data, split) if items is None else items
     archives = (Path(prediction_dir) / f"{items[0].key}{ARCHIVE_SUFFIX}").is_file()
     for suffix in (ARCHIVE_SUFFIX,) if archives else (".png", LEVEL_SUFFIX):
         require_predictions(prediction_dir, items, suffix)
+    work = functools.partial(
+        count_item_levels,
+        prediction_dir=Path(prediction_dir),
+        data=data,
+        split=split,
+        num_classes=num_classes,
+        thresholds=tuple(thresholds),
+        archives=archives,
+    )
     curve = ThresholdCurve(num_classes, thresholds)
-    for item in log.progress(items, STAGE, total=len(items)):
-        path = prediction_path(prediction_dir, item)
-        prediction, level = (
-            _load_archive(path) if archives else (load_label(path), _load_level(path))
-        )
-        try:
-            curve.update(prediction, level, load_label(mask_path(data, split, item.key)))
-        except UserError as error:
-            raise UserError(f"{path.with_suffix('')}: {error}") from error
+    for counts in _of_each(items, work, workers):
+        curve.add(counts)
     return curve.points()
+
+
+def count_item_levels(
+    item: ImageItem,
+    prediction_dir: Path,
+    data: Path,
+    split: str,
+    num_classes: int,
+    thresholds: Sequence[float],
+    archives: bool,
+) -> LevelCounts:
+    """Counts of one image from its files; everything that :func:`threshold_curve` needs of it."""
+    path = prediction_path(prediction_dir, item)
+    prediction, level = _load_archive(path) if archives else (load_label(path), _load_level(path))
+    truth = load_label(mask_path(data, split, item.key))
+    try:
+        return count_levels(prediction, level, truth, num_classes, thresholds)
+    except UserError as error:
+        raise UserError(f"{path.with_suffix('')}: {error}") from error
+
+
+def _of_each(
+    items: Sequence[ImageItem], work: Callable[[ImageItem], Counts], workers: int | None
+) -> Iterator[Counts]:
+    """What ``work`` makes of each item, in order, with a progress bar."""
+    processes = default_workers(len(items)) if workers is None else workers
+    return log.progress(ordered_map(work, items, processes), STAGE, total=len(items))
 
 
 def best_point(points: Sequence[CurvePoint]) -> CurvePoint:
@@ -234,6 +287,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--min", type=int, default=0, help="lowest threshold, hundredths (0)")
     parser.add_argument("--max", type=int, default=80, help="highest threshold, hundredths (80)")
+    parser.add_argument("--workers", type=int, help="processes (default: what pays)")
     return parser
 
 
@@ -253,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         match,
         boundary=not args.no_boundary,
         result_path=args.output,
+        workers=args.workers,
     )
     if args.write_match:
         write_match(args.write_match, result.match)
@@ -266,7 +321,9 @@ def _main_curve(args: argparse.Namespace, num_classes: int) -> int:
     if args.min > args.max:
         raise UserError(f"--min {args.min} is above --max {args.max}; both are hundredths")
     thresholds = hundredths(args.min, args.max)
-    points = threshold_curve(args.predictions, args.data, args.mode, num_classes, thresholds)
+    points = threshold_curve(
+        args.predictions, args.data, args.mode, num_classes, thresholds, workers=args.workers
+    )
     best = best_point(points)
     if args.write_match:
         write_match(args.write_match, best.match)
@@ -305,13 +362,6 @@ def _load_archive(prediction: Path) -> tuple[np.ndarray, np.ndarray]:
     except (*_BROKEN_ARRAY, KeyError) as error:
         raise UserError(f"labels {path} cannot be read: {error}; make them again") from error
     return label.astype(np.int32), (steps / 100).astype(np.float32)
-
-
-def _label_pair(
-    item: ImageItem, prediction_dir: Path, data: Path, split: str
-) -> tuple[np.ndarray, np.ndarray]:
-    prediction = load_label(prediction_path(prediction_dir, item))
-    return prediction, load_label(mask_path(data, split, item.key))
 
 
 def _class_lines(scores: Scores, names: Sequence[str]) -> Iterator[str]:

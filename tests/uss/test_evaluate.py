@@ -146,3 +146,21 @@ def test_command_refuses_a_match_of_another_class_count(data, predictions, tmp_p
     command = ["--data", str(data), "--predictions", str(predictions)]
     assert main([*command, "--match-file", str(match)]) == 2
     assert "3 classes" in capsys.readouterr().err
+
+
+def test_processes_change_no_result(data, predictions):
+    alone = evaluate(predictions, data, "validation", CLASSES, workers=1)
+    shared = evaluate(predictions, data, "validation", CLASSES, workers=2)
+    assert json.dumps(shared.to_dict()) == json.dumps(alone.to_dict())
+    thresholds = hundredths(10, 12)
+    assert threshold_curve(
+        predictions, data, "validation", CLASSES, thresholds, workers=2
+    ) == threshold_curve(predictions, data, "validation", CLASSES, thresholds, workers=1)
+
+
+def test_a_bad_file_is_named_by_a_worker_too(data, predictions):
+    (predictions / "n00" / "img_0.png").write_bytes(b"no PNG")
+    with pytest.raises(UserError, match="img_0.png"):
+        evaluate(predictions, data, "validation", CLASSES, workers=2)
+    with pytest.raises(UserError, match="at least 1"):
+        evaluate(predictions, data, "validation", CLASSES, workers=0)
