@@ -149,7 +149,7 @@ class Config:
     arch: str = "resnet50"
     num_classes: int = 50  # clusters = classes, background not counted
     seed: int = 31
-    workers: int = 4  # threads that read images; never changes a result
+    workers: int = 4  # processes that read images; never changes a result
     heads: Heads = Heads()
     assignment: Assignment = Assignment()
     pretrain: Pretrain = Pretrain()

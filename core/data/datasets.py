@@ -6,8 +6,10 @@ image file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,15 +18,23 @@ from core.data.folders import ImageItem
 from core.data.images import load_rgb
 from core.labels import load_label
 
+Images = TypeVar("Images", bound="ImageDataset")
+
 
 class ImageDataset:
     """Base of the data sets below: a list of images."""
 
     def __init__(self, items: Sequence[ImageItem]) -> None:
-        self.items = items
+        self.items: Sequence[ImageItem] | Mapping[int, ImageItem] = items
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def only(self: Images, index: int) -> Images:
+        """This data set with one image, under its index: little to hand to another process."""
+        part = copy.copy(self)
+        part.items = {index: self.items[index]}
+        return part
 
     def path(self, index: int) -> Path:
         """The image file of a sample."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 from core.data.loader import Loader
 from core.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 class Numbers:
     """Samples (index, random number); those in ``bad`` are broken."""
@@ -20,7 +25,6 @@ class Numbers:
         self.count = count
         self.bad = bad
         self.delay = delay
-        self.made: list[int] = []
 
     def __len__(self) -> int:
         return self.count
@@ -29,11 +33,39 @@ class Numbers:
         return Path(f"{index}.jpg")
 
     def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        self.made.append(index)
         if index in self.bad:
             raise UserError(f"image {index}.jpg cannot be read: no good")
         time.sleep(self.delay * (index % 3))
         return np.asarray(index), rng.random(2)
+
+
+class Buggy(Numbers):
+    """A bug at every sample."""
+
+    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        raise ZeroDivisionError("by nought")
+
+
+class Witness(Numbers):
+    """Leaves a file for each sample, named after the process that made it."""
+
+    def __init__(self, count: int, folder: Path) -> None:
+        super().__init__(count)
+        self.folder = folder
+
+    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        assert "jittor" not in sys.modules
+        (self.folder / f"{os.getpid()}.{index}").touch()
+        return super().get(index, rng)
+
+
+class Deadly(Numbers):
+    """Sample 5 kills the process that makes it."""
+
+    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().get(index, rng)
 
 
 def batches(loader: Loader, epoch: int = 0, start_step: int = 0) -> list[list[np.ndarray]]:
@@ -51,7 +83,7 @@ def same(first: list[list[np.ndarray]], second: list[list[np.ndarray]]) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
-def test_threads_change_nothing(workers: int) -> None:
+def test_workers_change_nothing(workers: int) -> None:
     expected = batches(Loader(Numbers(23, bad=(4, 5)), 4, 3, 0), epoch=2)
     got = batches(Loader(Numbers(23, bad=(4, 5), delay=0.002), 4, 3, workers), epoch=2)
     assert same(expected, got)
@@ -140,29 +172,123 @@ def test_nothing_but_broken_images_ends_the_run(workers: int) -> None:
         next(loader.epoch(0))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_other_errors_are_bugs_and_pass_through(workers: int) -> None:
-    class Buggy(Numbers):
-        def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-            raise ZeroDivisionError
-
+def test_other_errors_are_bugs_and_pass_through() -> None:
     with pytest.raises(ZeroDivisionError):
-        next(Loader(Buggy(6), 2, 0, workers).epoch(0))
+        next(Loader(Buggy(6), 2, 0, 0).epoch(0))
+    with pytest.raises(RuntimeError, match=r"sample of \d.jpg(.|\n)*ZeroDivisionError: by nought"):
+        next(Loader(Buggy(6), 2, 0, 2).epoch(0))
 
 
-def loader_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("loader")]
+@pytest.fixture
+def seen(tmp_path: Path) -> Path:
+    """Folder of a :class:`Witness`."""
+    return tmp_path
 
 
-def test_stopping_early_ends_the_threads_and_prefetch_is_bounded() -> None:
-    dataset = Numbers(400)
-    epoch = Loader(dataset, 4, 0, 2).epoch(0)
+def makers(seen: Path) -> set[int]:
+    return {int(path.name.partition(".")[0]) for path in seen.iterdir()}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_other_processes_make_the_samples_and_only_a_few_ahead(seen: Path) -> None:
+    loader = Loader(Witness(400, seen), 4, 0, 2)
+    epoch = loader.epoch(0)
     next(epoch)
-    time.sleep(0.05)
-    assert len(dataset.made) <= 4 * 4
-    assert loader_threads()
+    # Two batches are made ahead although nobody takes them: no answer waits for this process.
+    wait_until(lambda: len(list(seen.iterdir())) == 3 * 4)
+    time.sleep(0.1)
+    assert len(list(seen.iterdir())) == 3 * 4
+    pids = makers(seen)
+    assert len(pids) == 2 and os.getpid() not in pids
     epoch.close()
-    assert not loader_threads()
+    assert indices(loader, 1) == indices(Loader(Numbers(400), 4, 0, 0), 1)
+    assert makers(seen) == pids  # the same workers went on with the next epoch
+    loader.close()
+    assert not any(map(alive, pids))
+
+
+def test_workers_end_with_the_loader(seen: Path) -> None:
+    next(Loader(Witness(40, seen), 4, 0, 2).epoch(0))
+    wait_until(lambda: not any(map(alive, makers(seen))))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_killed_worker_is_an_error_that_names_the_file(workers: int) -> None:
+    with pytest.raises(UserError, match=r"ended \(SIGKILL\) while .*5\.jpg.*--workers"):
+        indices(Loader(Deadly(12), 4, 0, workers, shuffle=False))
+
+
+def test_a_data_set_that_a_worker_cannot_read_is_an_error() -> None:
+    dataset = Numbers(6)
+    dataset.delay = _Unreadable()
+    with pytest.raises(RuntimeError, match=r"sample of \d.jpg(.|\n)*no such thing here"):
+        next(Loader(dataset, 2, 0, 1).epoch(0))
+
+
+class _Unreadable:
+    def __reduce__(self):
+        return _refuse, ()
+
+
+def _refuse():
+    raise ValueError("no such thing here")
+
+
+TRAINING = """
+import sys, time
+from pathlib import Path
+from core.data.loader import Loader
+from core.errors import main_guard
+from test_loader import Witness
+
+@main_guard
+def main():
+    for _ in Loader(Witness(4000, Path(sys.argv[1])), 4, 0, 2).epoch(0):
+        time.sleep(0.05)
+    return 0
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_the_training_process(seen: Path, number: signal.Signals) -> None:
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAINING, str(seen)],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until(lambda: len(makers(seen)) == 2)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, shown = process.communicate(timeout=20)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130), shown
+    assert "Traceback" not in shown
+    wait_until(lambda: not any(map(alive, makers(seen))))
+
+
+def test_large_batches_do_not_block_each_other() -> None:
+    """More answers than a socket holds, and larger ones, before the first is taken."""
+    loader = Loader(Numbers(6000), 2000, 0, 2, shuffle=False)
+    epoch = loader.epoch(0)
+    next(epoch)
+    time.sleep(0.2)
+    assert sum(len(batch[0]) for batch in epoch) == 4000
 
 
 def test_a_data_set_may_collate_its_own_way() -> None:
