@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from core.errors import UserError
 from core.files import atomic_write
@@ -24,6 +23,9 @@ def hungarian(cost: np.ndarray) -> dict[int, int]:
     min(rows, columns) pairs are returned. Among equally good assignments the choice is scipy's, and
     the same for the same matrix.
     """
+    # Its import takes longer than all others: the worker processes of an evaluation do without.
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = linear_sum_assignment(np.asarray(cost, np.float64))
     return {int(row): int(column) for row, column in zip(rows, columns)}
 
