@@ -1,0 +1,1 @@
+"""Time and memory of this project beside the official PyTorch code."""

@@ -1,0 +1,58 @@
+"""``python -m benchmarks COMMAND``: this project against the official PyTorch code, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+
+from benchmarks import compare
+from core.errors import UserError, main_guard
+
+# Command -> module with its cases (see benchmarks.compare.Suite).
+SUITES = {"sam": "benchmarks.sam_cases"}
+_JUDGES = {"sam": ("torch", "segment_anything", "mobile_sam")}
+
+
+@main_guard
+def main(arguments: list[str]) -> int:
+    """Measure; returns 1 where the two sides did not come to the same result."""
+    options = _parser().parse_args(arguments)
+    missing = [name for name in _JUDGES[options.suite] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"the official code to compare with is not installed ({', '.join(missing)} missing): "
+            "run make judge"
+        )
+    suite = compare.load_suite(SUITES[options.suite])
+    unknown = sorted(set(options.only) - set(suite.cases))
+    if unknown:
+        raise UserError(f"unknown case {unknown[0]!r}; the cases are {', '.join(suite.cases)}")
+    names = [name for name in suite.cases if not options.only or name in options.only]
+    outcomes = compare.measure(suite, names, options.runs)
+    if options.json:
+        print(json.dumps([outcome.as_json() for outcome in outcomes], indent=1))
+    else:
+        print(compare.table(outcomes))
+    return 0 if all(outcome.agreement.holds for outcome in outcomes) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("suite", choices=sorted(SUITES))
+    parser.add_argument("--json", action="store_true", help="print a list of objects, no table")
+    parser.add_argument("--runs", type=_at_least_one, default=5, help="timed runs of each side (5)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these cases only")
+    return parser
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least one run is needed")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

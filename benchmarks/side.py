@@ -1,0 +1,69 @@
+"""One side of one case, in its own process: loads, warms up, then does what its input says.
+
+Requests and answers are lines on stdin and stdout; ``run`` is answered with the time and the peak
+of resident memory so far, ``result`` writes the last run's outcome.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.compare import load_suite
+
+
+def main(arguments: list[str]) -> None:
+    """MODULE CASE SIDE INPUTS(JSON) RESULT(path of the .npz to write)."""
+    module, name, side_name, inputs, result_path = arguments
+    answers = _own_stdout()
+    side = load_suite(module).cases[name].sides[side_name](json.loads(inputs))
+    gc.collect()
+    loaded = _resident_mib("VmRSS")
+    side.warm_up()
+    _answer(answers, loaded_mib=loaded)
+    outcome: Any = None
+    for request in sys.stdin:
+        if request.strip() == "run":
+            outcome = None  # the last run's result must not add to this run's peak
+            gc.collect()
+            started = time.perf_counter()
+            outcome = side.run()
+            ms = (time.perf_counter() - started) * 1000
+            _answer(answers, ms=ms, peak_mib=_resident_mib("VmHWM"))
+        else:
+            np.savez(Path(result_path), **side.result(outcome))
+            _answer(answers)
+
+
+def _own_stdout() -> Any:
+    """Stdout for the answers alone; what libraries print there goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _answer(answers: Any, **figures: float) -> None:
+    answers.write(json.dumps(figures) + "\n")
+    answers.flush()
+
+
+def _resident_mib(entry: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process.
+
+    Not ``ru_maxrss``, which a child takes over from the process that started it.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{entry}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"no {entry} in /proc/self/status")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
