@@ -1,13 +1,14 @@
 """Unpickler that builds plain Python values and NumPy arrays, and nothing else.
 
 A pickle is a program: whoever unpickles a file that he was sent runs it. Checkpoints need only a
-    few of its
-instructions, so this module knows those few and stops with :class:`UserError` at anything else,
-    naming it.
-Tensors and arrays come out of the pickle as small descriptions, which :func:`resolve` turns into
-    arrays when
-the bytes are at hand; no class of ``torch``, ``jittor`` or ``numpy`` is ever called with what the
-file says.
+few of its instructions, so this module knows those few and stops with :class:`UserError` at
+anything else, naming it. Tensors and arrays come out of the pickle as the descriptions of
+:mod:`core.pickled_values`; no class of ``torch``, ``jittor`` or ``numpy`` is ever called with what
+the file says.
+
+Objects that trainers leave beside the weights (the parsed arguments, say) become dicts of their
+attributes: their classes are not imported and nothing of them is called. A call of anything that is
+not on the list is refused always.
 
 The unpickler is Python's own pure Python one: the compiled one reserves up to 64 GiB when a damaged
 file asks for a far away memo slot. A checkpoint has a few thousand instructions, so this costs
@@ -16,165 +17,57 @@ milliseconds.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import pickle
-import re
+import struct
 from collections import OrderedDict
-from typing import Any, Callable, Literal
+from typing import Any, Callable
 
 import numpy as np
 
 from core.errors import UserError
+from core.pickled_values import (
+    TORCH_STORAGES,
+    TORCH_TYPES,
+    Array,
+    Dtype,
+    ElementType,
+    ObjectClass,
+    Record,
+    Storage,
+    Tensor,
+)
 
-# Element types of torch storages and tensors, as the names in the file spell them.
-_TORCH_TYPES = {
-    "float32": "<f4",
-    "float64": "<f8",
-    "float16": "<f2",
-    "bfloat16": "bfloat16",
-    "int64": "<i8",
-    "int32": "<i4",
-    "int16": "<i2",
-    "int8": "<i1",
-    "uint8": "<u1",
-    "uint16": "<u2",
-    "uint32": "<u4",
-    "uint64": "<u8",
-    "bool": "|b1",
-    "complex64": "<c8",
-    "complex128": "<c16",
-}
-_TORCH_STORAGES = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    "UntypedStorage": "uint8",
-    "TypedStorage": "uint8",
-}
-# A tensor may be larger than its storage (strides of 0); beyond this many elements it is a damaged
-# file.
-_MAX_EXPANDED = 1 << 24
-# Instructions that no checkpoint needs: they make instances of classes, or reserve memory before
-# reading.
+# Instructions that no checkpoint needs: they call classes, or refer to data outside the file.
 _REFUSED_OPCODES = (
     pickle.INST,
     pickle.OBJ,
-    pickle.NEWOBJ,
-    pickle.NEWOBJ_EX,
     pickle.EXT1,
     pickle.EXT2,
     pickle.EXT4,
-    pickle.BYTEARRAY8,
     pickle.NEXT_BUFFER,
     pickle.READONLY_BUFFER,
 )
 
-StorageBytes = Callable[[str], np.ndarray]
 
-
-@dataclasses.dataclass(frozen=True)
-class ElementType:
-    """Element type by its torch name, e.g. "float32"."""
-
-    name: str
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element in the file."""
-        return 2 if self.name == "bfloat16" else np.dtype(_TORCH_TYPES[self.name]).itemsize
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """A run of ``numel`` elements of the file's storage ``key``, ``offset`` elements from its
-    start."""
-
-    kind: ElementType
-    key: str
-    numel: int
-    offset: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    storage: Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-class _Dtype:
-    """A NumPy dtype that the file describes: type letter, size, byte order."""
-
-    def __init__(self, text: str, *_flags: Any) -> None:
-        if isinstance(text, bytes):
-            text = text.decode("ascii")
-        if not re.fullmatch(r"[biufc]\d{1,2}|[SU]\d{1,9}", text):
-            raise UserError(f"its arrays have the unsupported element type {text!r}")
-        self.text = text
-        self.order: Literal["<", ">", "|", "="] = "|"
-
-    def set_state(self, state: Any) -> None:
-        orders: dict[str, Literal["<", ">", "|", "="]] = {"<": "<", ">": ">", "|": "|", "=": "="}
-        self.order = orders[state[1]]
-
-    def dtype(self) -> np.dtype:
-        return np.dtype(self.text).newbyteorder(self.order)
-
-
-class _Array:
-    """A NumPy array that the file describes; ``value`` is set once its bytes were read."""
-
-    def __init__(self) -> None:
-        self.value = np.zeros(0, np.float32)
-
-    def set_state(self, state: Any) -> None:
-        _version, shape, dtype, fortran, raw = state
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw
-        if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes):
-            raise UserError("its arrays hold Python objects instead of numbers")
-        kind = dtype.dtype()
-        if any(size < 0 for size in shape) or math.prod(shape) * kind.itemsize != len(raw):
-            raise ValueError(f"array of shape {shape} and type {kind} in {len(raw)} bytes")
-        read_only: np.ndarray = np.ndarray(shape, kind, raw, order="F" if fortran else "C")
-        self.value = read_only.astype(kind.newbyteorder("="), order="C")
-
-
-def load(file: Any, persistent_load: Callable[[Any], Any] | None = None) -> Any:
+def load(
+    file: Any,
+    persistent_load: Callable[[Any], Any] | None = None,
+    inert_objects: bool = False,
+) -> Any:
     """Read one pickle from ``file`` (``read`` and ``readline``); give the result to
-    :func:`resolve`.
+    :func:`core.pickled_values.resolve`.
 
     Args:
         persistent_load: what a torch file's references to storages become; without it they are
             refused.
+        inert_objects: objects of any class become dicts of their attributes; else only those of
+            ``argparse.Namespace`` do, and others are refused.
 
     Raises:
         UserError: the pickle asks for something that is not on the list.
         Exception: of any kind, when the bytes are damaged; the caller says which file.
     """
-    return _Unpickler(file, persistent_load).load()
-
-
-def resolve(value: Any, storage_bytes: StorageBytes) -> Any:
-    """Replace all descriptions inside ``value`` by NumPy arrays; OrderedDicts become dicts.
-
-    Args:
-        storage_bytes: from a storage's key to its bytes, uint8 (n,), little endian; called once per
-            use.
-
-    Arrays of torch tensors may share memory and may have any strides; bfloat16 becomes float32.
-    """
-    return _Resolver(storage_bytes).resolve(value)
+    return _Unpickler(file, persistent_load, inert_objects).load()
 
 
 def printable(text: str, limit: int = 240) -> str:
@@ -194,10 +87,13 @@ class _Unpickler(_PurePythonUnpickler):
         if code not in _REFUSED_CODES
     }
 
-    def __init__(self, file: Any, persistent_load: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self, file: Any, persistent_load: Callable[[Any], Any] | None, inert_objects: bool
+    ) -> None:
         # latin1: what Python 2 wrote as `str` may be an array's bytes.
         super().__init__(file, encoding="latin1")
         self._storage_of = persistent_load
+        self._inert_objects = inert_objects
 
     def persistent_load(self, reference: Any) -> Any:
         if self._storage_of is None or not isinstance(reference, tuple):
@@ -205,23 +101,46 @@ class _Unpickler(_PurePythonUnpickler):
         return self._storage_of(reference)
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("torch", "torch.storage") and name in _TORCH_STORAGES:
-            return ElementType(_TORCH_STORAGES[name])
-        if module == "torch" and name in _TORCH_TYPES:
+        if module in ("torch", "torch.storage") and name in TORCH_STORAGES:
+            return ElementType(TORCH_STORAGES[name])
+        if module == "torch" and name in TORCH_TYPES:
             return ElementType(name)
-        try:
-            return _ALLOWED[(module, name)]
-        except KeyError:
-            raise UserError(
-                f"refused: it wants to call {module}.{name}, and only tensors, arrays and plain "
-                "values are read"
-            ) from None
+        found = _ALLOWED.get((module, name))
+        if found is None and self._inert_objects:
+            return ObjectClass(f"{module}.{name}")
+        if found is None:
+            raise _refused_call(f"{module}.{name}")
+        return found
+
+    def load_reduce(self) -> None:
+        """A call, only of what is on the list."""
+        arguments = self.stack.pop()
+        function = self.stack[-1]
+        if isinstance(function, ObjectClass):
+            raise _refused_call(function.name)
+        self.stack[-1] = function(*arguments)
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def load_newobj(self) -> None:
+        """An object without a call of its class: a record, whatever its arguments."""
+        self.stack.pop()
+        self.stack[-1] = _record_of(self.stack[-1])
+
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+
+    def load_newobj_ex(self) -> None:
+        """The same with keyword arguments."""
+        self.stack.pop()
+        self.load_newobj()
+
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
 
     def load_build(self) -> None:
         """Python would write the state into any object; here only descriptions take one."""
         state = self.stack.pop()
         instance = self.stack[-1]
-        if isinstance(instance, (_Array, _Dtype)):
+        if isinstance(instance, (Array, Dtype, Record)):
             instance.set_state(state)
         elif not isinstance(
             instance, OrderedDict
@@ -230,68 +149,21 @@ class _Unpickler(_PurePythonUnpickler):
 
     dispatch[pickle.BUILD[0]] = load_build
 
+    def load_bytearray8(self) -> None:
+        """Protocol 5; Python would reserve the stated size before it looks for the bytes."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        data = self.read(size)
+        if len(data) != size:
+            raise EOFError(f"{len(data)} of {size} bytes")
+        self.append(bytes(data))
 
-class _Resolver:
-    def __init__(self, storage_bytes: StorageBytes) -> None:
-        self._storage_bytes = storage_bytes
-        self._done: dict[int, Any] = {}
-        self._typed: dict[tuple[str, str], np.ndarray] = {}
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
-    def resolve(self, value: Any) -> Any:
-        # One result per object: a file may refer to the same list a billion times.
-        if id(value) not in self._done:
-            self._done[id(value)] = self._resolved(value)
-        return self._done[id(value)]
 
-    def _resolved(self, value: Any) -> Any:
-        if isinstance(value, _Array):
-            return value.value
-        if isinstance(value, _Tensor):
-            return self._tensor(value)
-        if isinstance(value, Storage):
-            return self._elements(value)
-        if isinstance(value, _Dtype):
-            return str(value.dtype())
-        if isinstance(value, ElementType):
-            return value.name
-        if isinstance(value, dict):
-            return {self.resolve(key): self.resolve(entry) for key, entry in value.items()}
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return type(value)(self.resolve(entry) for entry in value)
-        if value is None or isinstance(value, (str, bytes, int, float, complex, np.generic)):
-            return value
-        raise UserError("refused: it holds a function or a class")
-
-    def _elements(self, storage: Storage) -> np.ndarray:
-        """The storage's elements, shape (numel,)."""
-        place = (storage.key, storage.kind.name)
-        if place not in self._typed:
-            raw = self._storage_bytes(storage.key)
-            raw = raw[: len(raw) // storage.kind.itemsize * storage.kind.itemsize]
-            if storage.kind.name == "bfloat16":  # the upper half of a float32
-                self._typed[place] = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-            else:
-                self._typed[place] = raw.view(_TORCH_TYPES[storage.kind.name])
-        elements = self._typed[place]
-        if storage.offset < 0 or not 0 <= storage.numel <= len(elements) - storage.offset:
-            raise ValueError(
-                f"storage {storage.key!r} holds {len(elements)} elements, not {storage.numel}"
-            )
-        return elements[storage.offset : storage.offset + storage.numel]
-
-    def _tensor(self, tensor: _Tensor) -> np.ndarray:
-        elements = self._elements(tensor.storage)
-        size, stride, first = tensor.size, tensor.stride, tensor.offset
-        count = math.prod(size)
-        if len(size) != len(stride) or min((first, *size, *stride)) < 0:
-            raise ValueError(f"tensor of size {size}, stride {stride}, offset {first}")
-        if count == 0:
-            return np.zeros(size, elements.dtype)
-        last = first + sum((n - 1) * step for n, step in zip(size, stride))
-        if last >= len(elements) or count > max(len(elements), _MAX_EXPANDED):
-            raise ValueError(f"tensor of size {size} in a storage of {len(elements)} elements")
-        strides = [step * elements.itemsize for step in stride]
-        return np.lib.stride_tricks.as_strided(elements[first:], size, strides)
+def _refused_call(name: str) -> UserError:
+    return UserError(
+        f"refused: it wants to call {name}, and only tensors, arrays and plain values are read"
+    )
 
 
 # What a pickle may call. Each of these checks its arguments, because the file chooses them.
@@ -303,10 +175,10 @@ def _integers(values: Any) -> tuple[int, ...]:
     return values
 
 
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> _Tensor:
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> Tensor:
     if not isinstance(storage, Storage):
         raise ValueError(f"a tensor without a storage: {storage!r:.80}")
-    return _Tensor(storage, _integers((offset,))[0], _integers(size), _integers(stride))
+    return Tensor(storage, _integers((offset,))[0], _integers(size), _integers(stride))
 
 
 def _rebuild_tensor_v3(
@@ -318,7 +190,7 @@ def _rebuild_tensor_v3(
     _hooks: Any,
     kind: Any,
     *_rest: Any,
-) -> _Tensor:
+) -> Tensor:
     """Storage in bytes, offset and strides in elements of ``kind``."""
     if not isinstance(storage, Storage) or not isinstance(kind, ElementType):
         raise ValueError(f"a tensor without a storage or type: {storage!r:.80} {kind!r:.80}")
@@ -339,13 +211,31 @@ def _text_of(*parts: Any) -> str:
     return ":".join(str(part) for part in parts)
 
 
-def _reconstruct(*_class_shape_type: Any) -> _Array:
-    return _Array()
+def _record_of(kind: Any, *_base_and_state: Any) -> Record:
+    """An object of a class that is not called; protocols 0 and 1 say so by ``_reconstructor``."""
+    if not isinstance(kind, ObjectClass):
+        raise UserError("refused: it wants to make an object of something that is no class")
+    return Record()
+
+
+def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any) -> Array:
+    """An array of protocol 5."""
+    array = Array()
+    array.set_state((1, _integers(shape), dtype, order == "F", raw))
+    return array
+
+
+def _path(*parts: Any) -> str:
+    return "/".join(str(part) for part in parts)
+
+
+def _reconstruct(*_class_shape_type: Any) -> Array:
+    return Array()
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:
     raw = raw.encode("latin1") if isinstance(raw, str) else raw
-    if not isinstance(dtype, _Dtype) or len(raw) != dtype.dtype().itemsize:
+    if not isinstance(dtype, Dtype) or len(raw) != dtype.dtype().itemsize:
         raise ValueError(f"scalar of {len(raw)} bytes")
     return np.frombuffer(raw, dtype.dtype().newbyteorder("="))[0]
 
@@ -386,7 +276,11 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("jittor_core", "Var"): _first,
     ("jittor", "jittor_core.Var"): _first,
     ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Dtype,
+    ("numpy", "dtype"): Dtype,
+    ("argparse", "Namespace"): ObjectClass("argparse.Namespace"),
+    ("pathlib", "PosixPath"): _path,
+    ("pathlib._local", "PosixPath"): _path,
+    ("pathlib", "WindowsPath"): _path,
 }
 for _numpy in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _ALLOWED[(_numpy, "_reconstruct")] = _reconstruct
@@ -396,3 +290,8 @@ for _builtins in ("builtins", "__builtin__"):
     _ALLOWED[(_builtins, "frozenset")] = frozenset
     _ALLOWED[(_builtins, "bytes")] = _empty_bytes
     _ALLOWED[(_builtins, "dict")] = _DICT
+    _ALLOWED[(_builtins, "object")] = _Mark()
+for _numpy in ("numpy.core.numeric", "numpy._core.numeric"):
+    _ALLOWED[(_numpy, "_frombuffer")] = _frombuffer
+for _copyreg in ("copyreg", "copy_reg"):
+    _ALLOWED[(_copyreg, "_reconstructor")] = _record_of

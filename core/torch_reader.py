@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from core import plain_pickle
+from core import pickled_values, plain_pickle
 from core.errors import UserError
 
 JITTOR_MARK = b"HCAJSLHD"
@@ -32,8 +32,13 @@ _LEGACY_VERSION = 1001
 _EXPECTED = "expected a checkpoint (PyTorch .pth or Jittor pickle)"
 
 
-def read_checkpoint(path: Path | str) -> Any:
+def read_checkpoint(path: Path | str, inert_objects: bool = False) -> Any:
     """Content of a checkpoint: dicts, lists, tuples, plain values, and NumPy arrays for tensors.
+
+    Args:
+        path: the file.
+        inert_objects: objects of any class become dicts of their attributes instead of being
+            refused; an ``argparse.Namespace`` always does. No class is imported or called for it.
 
     Element types are kept, except that bfloat16 becomes float32. Arrays of one file may share
     memory and may have any strides.
@@ -49,7 +54,7 @@ def read_checkpoint(path: Path | str) -> Any:
     try:
         # Bytes can be wrong in more ways than there are exception classes: whatever reading them
         # raises, the file is to blame, and the cause stays attached.
-        return _read(path)
+        return _read(path, inert_objects)
     except UserError as error:
         raise UserError(f"{path}: {plain_pickle.printable(str(error))}") from error
     except Exception as error:
@@ -65,12 +70,12 @@ def state_dict_of(path: Path | str) -> dict[str, np.ndarray]:
 
     The state dict is the entry "state_dict" or "model" of the file, or the file itself. The prefix
     ``module.`` is stripped, ``num_batches_tracked`` counters are dropped, half precision becomes
-    float32.
+    float32. What else the file holds (arguments, optimiser, counters) is left out.
 
     Raises:
         UserError: see :func:`read_checkpoint`; or the file holds no tensors.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, inert_objects=True)
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -98,18 +103,18 @@ def state_dict_of(path: Path | str) -> dict[str, np.ndarray]:
     return state
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, inert_objects: bool) -> Any:
     size = path.stat().st_size
     if size == 0:
         raise UserError(f"{_EXPECTED}, found an empty file")
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if data[-len(JITTOR_MARK) :] == JITTOR_MARK:
-            return _read_jittor(data)
+            return _read_jittor(data, inert_objects)
         if data[:4] == b"PK\x03\x04":
-            return _read_zip(file, size)
+            return _read_zip(file, size, inert_objects)
         if _LEGACY_MAGIC in data[:24]:
-            return _read_legacy(data)
+            return _read_legacy(data, inert_objects)
         raise UserError(f"{_EXPECTED}, found {_describe(data[:512])}")
 
 
@@ -135,7 +140,7 @@ def _no_storages(key: str) -> np.ndarray:
     raise ValueError(f"storage {key!r} in a file that has none")
 
 
-def _read_jittor(data: mmap.mmap) -> Any:
+def _read_jittor(data: mmap.mmap, inert_objects: bool) -> Any:
     end = len(data) - len(JITTOR_MARK) - SHA1_BYTES
     with memoryview(data) as view:
         whole = end > 0 and hashlib.sha1(view[:end]).digest() == bytes(view[end : end + SHA1_BYTES])
@@ -144,24 +149,25 @@ def _read_jittor(data: mmap.mmap) -> Any:
             f"{_EXPECTED}, found a Jittor pickle whose checksum does not match: it is damaged; "
             "copy or download it again"
         )
-    return plain_pickle.resolve(plain_pickle.load(data), _no_storages)
+    content = plain_pickle.load(data, inert_objects=inert_objects)
+    return pickled_values.resolve(content, _no_storages)
 
 
-def _storage_reference(reference: tuple) -> plain_pickle.Storage:
+def _storage_reference(reference: tuple) -> pickled_values.Storage:
     """``("storage", type, key, device, numel[, None or (view key, offset, numel)])`` of a torch
     pickle."""
     label, kind, key, _device, numel, *view = reference
-    if label not in ("storage", b"storage") or not isinstance(kind, plain_pickle.ElementType):
+    if label not in ("storage", b"storage") or not isinstance(kind, pickled_values.ElementType):
         raise ValueError(f"reference {reference!r:.80}")
     offset = 0
     if view and view[0] is not None:
         _view_key, offset, numel = view[0]
     if type(numel) is not int or type(offset) is not int:
         raise ValueError(f"reference {reference!r:.80}")
-    return plain_pickle.Storage(kind, str(key), numel, offset)
+    return pickled_values.Storage(kind, str(key), numel, offset)
 
 
-def _read_zip(file: io.BufferedReader, size: int) -> Any:
+def _read_zip(file: io.BufferedReader, size: int, inert_objects: bool) -> Any:
     with zipfile.ZipFile(file) as archive:
         names = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
         if len(names) != 1:
@@ -189,14 +195,15 @@ def _read_zip(file: io.BufferedReader, size: int) -> Any:
             raise UserError(
                 "its numbers are stored big endian; save it again on a little-endian machine"
             )
-        content = plain_pickle.load(io.BytesIO(bytes(record("data.pkl"))), _storage_reference)
-        return plain_pickle.resolve(content, lambda key: record(f"data/{key}"))
+        pickled = io.BytesIO(bytes(record("data.pkl")))
+        content = plain_pickle.load(pickled, _storage_reference, inert_objects)
+        return pickled_values.resolve(content, lambda key: record(f"data/{key}"))
 
 
-def _read_legacy(data: mmap.mmap) -> Any:
-    storages: dict[str, plain_pickle.Storage] = {}
+def _read_legacy(data: mmap.mmap, inert_objects: bool) -> Any:
+    storages: dict[str, pickled_values.Storage] = {}
 
-    def reference(parts: tuple) -> plain_pickle.Storage:
+    def reference(parts: tuple) -> pickled_values.Storage:
         storage = _storage_reference(parts)
         storages.setdefault(storage.key, storage)
         return storage
@@ -207,7 +214,7 @@ def _read_legacy(data: mmap.mmap) -> Any:
         raise UserError(
             f"it is of version {version!r:.20} or big endian; save it again with a newer PyTorch"
         )
-    content = plain_pickle.load(data, reference)
+    content = plain_pickle.load(data, reference, inert_objects)
     raw: dict[str, np.ndarray] = {}
     for key in plain_pickle.load(data):
         (numel,) = struct.unpack("<q", data.read(8))
@@ -216,4 +223,4 @@ def _read_legacy(data: mmap.mmap) -> Any:
         if count < 0 or len(block) != count:
             raise ValueError(f"storage {key!r} of {numel} elements is cut")
         raw[str(key)] = np.frombuffer(bytearray(block), np.uint8)
-    return plain_pickle.resolve(content, raw.__getitem__)
+    return pickled_values.resolve(content, raw.__getitem__)
