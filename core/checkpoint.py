@@ -2,7 +2,8 @@
 
 A checkpoint is a dict of plain values and NumPy arrays in Jittor's own container (pickle, SHA-1,
 mark), so that ``jt.load`` reads it too. It is written beside the old one and renamed, the old one
-is kept as ``previous.pth.tar``, and a checkpoint whose checksum does not match is never used.
+is kept as ``previous.pth.tar``, and a checkpoint whose checksum does not match is never used, nor
+kept in the place of a whole one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from core.torch_reader import JITTOR_MARK, read_checkpoint
 LATEST = "checkpoint.pth.tar"
 PREVIOUS = "previous.pth.tar"
 _PICKLE_PROTOCOL = 4  # what jt.save writes
+_DIGEST_BYTES = hashlib.sha1().digest_size
 _LISTED_KEYS = 8
 # Output layers whose first axis is the class (or prototype) count: a wrong size there means a wrong
 # count.
@@ -94,24 +96,17 @@ def save_checkpoint(folder: Path, payload: Mapping[str, Any]) -> Path:
         TypeError: ``payload`` holds something that could not be read back.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    latest, previous = folder / LATEST, folder / PREVIOUS
+    latest, fresh = folder / LATEST, folder / f".{LATEST}.fresh"
     content = dict(payload)
     _require_plain(content, "payload")
-    with atomic_write(latest, sync=True) as file:
+    _remove_leftovers(folder)
+    with atomic_write(fresh, sync=True) as file:
         hashing = _HashingFile(file)
         pickle.Pickler(hashing, _PICKLE_PROTOCOL).dump(content)
         file.write(hashing.digest.digest() + JITTOR_MARK)
-        if latest.is_file():
-            # A second name for the old file: at no moment is there a folder without a whole
-            # checkpoint.
-            link = folder / f".{PREVIOUS}.{os.getpid()}"
-            link.unlink(missing_ok=True)
-            try:
-                os.link(latest, link)
-            except OSError:  # file systems without hard links
-                _copy(latest, link)
-            os.replace(link, previous)
-            link.unlink(missing_ok=True)  # a rename between two names of one file leaves both
+    if _is_whole(latest):
+        _keep_as_previous(folder)
+    os.replace(fresh, latest)
     _sync_folder(folder)
     return latest
 
@@ -227,10 +222,39 @@ def _require_plain(value: Any, name: str) -> None:
         raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold")
 
 
-def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as old, atomic_write(target, sync=True) as new:
-        for block in iter(lambda: old.read(1 << 20), b""):
-            new.write(block)
+def _is_whole(path: Path) -> bool:
+    """True for a file of :func:`save_checkpoint` with the right checksum."""
+    try:
+        with open(path, "rb") as file:
+            left = os.fstat(file.fileno()).st_size - _DIGEST_BYTES - len(JITTOR_MARK)
+            digest = hashlib.sha1()
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                digest.update(block)
+                left -= len(block)
+            return left == 0 and file.read() == digest.digest() + JITTOR_MARK
+    except FileNotFoundError:
+        return False
+
+
+def _keep_as_previous(folder: Path) -> None:
+    """A second name for the latest checkpoint, so that at no moment there is a folder without
+    one.
+    """
+    latest, link = folder / LATEST, folder / f".{PREVIOUS}.link"
+    try:
+        os.link(latest, link)
+    except OSError:  # file systems without hard links
+        os.replace(latest, folder / PREVIOUS)
+        return
+    os.replace(link, folder / PREVIOUS)
+    link.unlink(missing_ok=True)  # a rename between two names of one file leaves both
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Files of a process that was killed while it saved; only one process saves here."""
+    for pattern in (f".{LATEST}.*", f".{PREVIOUS}.*", f"..{LATEST}.*"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,10 +14,12 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from types import FrameType
 from typing import Callable, TypeVar
 
+EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -33,26 +35,40 @@ def main_guard(main: Main) -> Main:
     line.
 
     Returns a function of the same signature that returns the exit code: 2 after a ``UserError``,
-    130 after ``KeyboardInterrupt``, otherwise whatever ``main`` returned.
+    130 after ``KeyboardInterrupt`` (whose text, where it has one, says how to go on), otherwise
+    whatever ``main`` returned. Under MPI, any other end than 0 ends this process at once.
     """
 
     @functools.wraps(main)
     def guarded(*args, **kwargs) -> int:
         try:
             with _sigterm_interrupts():
-                return main(*args, **kwargs)
+                return _leave(main(*args, **kwargs))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            return EXIT_USER_ERROR
-        except KeyboardInterrupt:
-            print(
-                "interrupted: finished work is kept; run the same command to continue",
-                file=sys.stderr,
-                flush=True,
-            )
-            return EXIT_INTERRUPTED
+            return _leave(EXIT_USER_ERROR)
+        except KeyboardInterrupt as error:
+            kept = str(error) or "finished work is kept; run the same command to continue"
+            print(f"interrupted: {kept}", file=sys.stderr, flush=True)
+            return _leave(EXIT_INTERRUPTED)
+        except Exception:
+            if "OMPI_COMM_WORLD_SIZE" in os.environ:
+                traceback.print_exc()
+                _leave(EXIT_BUG)
+            raise
 
     return guarded  # type: ignore[return-value]
+
+
+def _leave(code: int) -> int:
+    """``code``; a failed MPI process does not come back: the usual end of a process would wait for
+    the other ranks, which wait for this one. mpirun ends them when it is gone without a word.
+    """
+    if code and "OMPI_COMM_WORLD_SIZE" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 @contextlib.contextmanager

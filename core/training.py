@@ -1,18 +1,18 @@
-"""The one training loop: per-iteration cosine rate, log, checkpoint after every epoch, resume.
+"""The one training loop: per-iteration cosine rate, log, checkpoints by time and epoch, resume.
 
 A stage brings its network, optimiser, loader and a :class:`Task`, which says what a batch's loss
-is. A run that was killed continues after its last finished epoch and ends with the weights that it
-would have had.
+is. A run that was killed continues after its last checkpoint and computes, step by step, what it
+would have computed: a checkpoint holds everything that a later step depends on, and all that is
+drawn at random in a step depends on (seed, step) or (seed, epoch, image) alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,11 +24,13 @@ from core.errors import UserError
 from core.files import write_json
 from core.optim import LarcSGD, cosine_lr
 from core.runtime import jt
+from core.train_log import TrainLog
+from core.train_options import TrainOptions
 
 Var = Any
 
-# A log line comes after each epoch, and within an epoch after so many steps.
-_LOG_STEPS = 50
+# What a checkpoint of this loop has at least.
+_KEYS = {"epoch", "step", "state_dict", "optimizer", "task", "log", "processes", "settings"}
 # Names shown in a message about one batch.
 _SHOWN = 4
 
@@ -37,7 +39,7 @@ class Task(Protocol):
     """What a stage adds to the loop."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Prepare epoch ``epoch`` (0-based)."""
+        """Prepare epoch ``epoch`` (0-based); not called when a run resumes within it."""
 
     def loss(self, batch: Any, step: int) -> tuple[Var, dict[str, Var]]:
         """(loss to minimise, its parts by name for the log), each of shape (1,).
@@ -78,6 +80,7 @@ class Plan:
     base_lr: float
     final_lr: float
     seed: int
+    options: TrainOptions = field(default_factory=TrainOptions)
 
 
 def previous_run(plan: Plan) -> dict[str, Any] | None:
@@ -89,7 +92,7 @@ def previous_run(plan: Plan) -> dict[str, Any] | None:
     payload = checkpoint.load_latest(plan.folder)
     if payload is None:
         return None
-    if payload.get("stage") != plan.stage or not isinstance(payload.get("settings"), dict):
+    if payload.get("stage") != plan.stage or not payload.keys() >= _KEYS:
         raise UserError(
             f"{plan.stage}: {plan.folder} holds a checkpoint that this command did not make; "
             f"move it away or choose another run folder"
@@ -128,80 +131,135 @@ def fit(
     task: Task,
     previous: dict[str, Any] | None = None,
 ) -> None:
-    """Train ``model`` in place for the epochs of ``plan`` that ``previous`` does not hold yet.
+    """Train ``model`` in place for what ``previous`` does not hold yet of the epochs of ``plan``.
 
-    After every epoch the checkpoint in ``plan.folder`` is replaced: ``epoch`` (the next one),
-    ``step``, ``state_dict`` (reference key names), ``optimizer``, ``task``, ``config``,
-    ``settings``, ``stage``, ``seed``.
+    After every epoch, and within it as often as the options say, the checkpoint in ``plan.folder``
+    is replaced: ``epoch`` (finished ones), ``step`` (finished ones, over all epochs),
+    ``state_dict`` (reference key names), ``optimizer``, ``task``, ``log``, ``processes``,
+    ``config``, ``settings``, ``stage``, ``seed``.
 
     Raises:
-        UserError: the loss or a weight stopped being finite; ``previous`` does not fit the network.
+        UserError: the loss or a weight stopped being finite; ``previous`` does not fit the network
+            or was made by another number of processes.
+        KeyboardInterrupt: says from where the next run will go on.
     """
+    begin = 0 if previous is None else _restore(plan, model, optimizer, loader, task, previous)
+    report = TrainLog(
+        plan.log_file,
+        plan.stage,
+        plan.epochs,
+        loader.batch_size,
+        step=begin,
+        state=previous and previous["log"],
+        enabled=distributed.is_main(),
+    )
+    report.open_sinks(plan.options.sinks, plan.folder, begin, plan.config)
     if distributed.is_main():
         write_json(plan.config_file, plan.config)
-    first = 0
-    if previous is not None:
-        first = _restore(plan, model, optimizer, task, previous)
     for var in model.state_dict().values():
         _share(var)
     model.train()
-    _announce(plan, loader, first)
-    report = _Report(plan, loader)
-    batches: Any = _batches(plan, loader, task, first)
+    _announce(plan, loader, begin)
+    saver = _Saver(plan, model, optimizer, task, report, begin)
+    batches: Any = _batches(plan, loader, task, begin)
     if distributed.is_main():
-        remaining = (plan.epochs - first) * loader.steps
-        batches = log.progress(batches, plan.stage, total=remaining, unit="step")
-    # Closed on an error too: the bar and the threads of the loader end with the loop.
-    with contextlib.closing(batches):
-        for epoch, index, batch in batches:
-            step = epoch * loader.steps + index
-            rate = cosine_lr(step, plan.epochs * loader.steps, plan.base_lr, plan.final_lr)
-            values = _train_step(optimizer, task, batch, step, rate)
-            if not all(math.isfinite(value) for value in values.values()):
-                raise UserError(_not_finite(plan, loader, epoch, index, values))
-            last = index == loader.steps - 1
-            report.add(values)
-            if last or (index + 1) % _LOG_STEPS == 0:
-                report.write(epoch, step, rate, last)
-            if last:
-                _save(plan, model, optimizer, task, epoch + 1, step + 1)
+        total = plan.epochs * loader.steps
+        batches = log.progress(batches, plan.stage, total=total - begin, unit="step")
+    # Closed on an error too: bar, workers and sinks end with the loop.
+    with contextlib.closing(report), contextlib.closing(loader), contextlib.closing(batches):
+        try:
+            for step, batch in batches:
+                _iteration(plan, loader, optimizer, task, report, saver, batch, step)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(saver.resume_text(loader.steps)) from None
     _report_broken(plan, loader)
 
 
+def _iteration(
+    plan: Plan,
+    loader: Loader,
+    optimizer: LarcSGD,
+    task: Task,
+    report: TrainLog,
+    saver: _Saver,
+    batch: Any,
+    step: int,
+) -> None:
+    """Train on a batch, then log and save what is due."""
+    epoch, index = divmod(step, loader.steps)
+    rate = cosine_lr(step, plan.epochs * loader.steps, plan.base_lr, plan.final_lr)
+    # Drawn anew for each step, so that a resumed one draws (dropout) what it would have drawn.
+    jt.set_global_seed(_step_seed(plan.seed, step))
+    values, save = _train_step(optimizer, task, batch, step, rate, saver.due())
+    if not all(math.isfinite(value) for value in values.values()):
+        raise UserError(_not_finite(plan, loader, epoch, index, values))
+    last = index == loader.steps - 1
+    report.add(values)
+    if last or (index + 1) % plan.options.log_steps == 0:
+        report.write(epoch + 1, step + 1, rate, last)
+    if last or save:
+        saver.save(epoch + last, step + 1)
+
+
 def _train_step(
-    optimizer: LarcSGD, task: Task, batch: Any, step: int, rate: float
-) -> dict[str, float]:
-    """One iteration; returns the loss and its parts, averaged over all processes."""
+    optimizer: LarcSGD, task: Task, batch: Any, step: int, rate: float, save: bool = False
+) -> tuple[dict[str, float], bool]:
+    """One iteration; returns the loss and its parts, averaged over all processes, and whether any
+    process wants to save.
+    """
     loss, parts = task.loss(batch, step)
-    values = jt.concat([loss.reshape(1), *(part.reshape(1) for part in parts.values())], 0)
-    values = values.stop_grad()
+    numbers = [loss, *parts.values(), jt.array([float(save)])]
+    values = jt.concat([number.reshape(1) for number in numbers], 0).stop_grad()
     optimizer.step(loss, rate, task.frozen(step))
     # Everything of this iteration is computed here, so that nothing of it stays in memory.
     jt.sync_all()
     if distributed.world_size() > 1:
         values = distributed.all_reduce_mean(values)
-    return dict(zip(("loss", *parts), values.numpy().tolist()))
+    *means, saves = values.numpy().tolist()
+    return dict(zip(("loss", *parts), means)), saves > 0
 
 
-def _batches(plan: Plan, loader: Loader, task: Task, first: int) -> Iterator[tuple[int, int, Any]]:
-    """(epoch, index within it, batch) of all epochs from ``first`` on."""
-    for epoch in range(first, plan.epochs):
-        # Seeded per epoch, so that what the network draws (dropout) is the same after a resume.
-        jt.set_global_seed(plan.seed + epoch)
-        task.start_epoch(epoch)
-        for index, batch in enumerate(loader.epoch(epoch)):
-            yield epoch, index, batch
+def _step_seed(seed: int, step: int) -> int:
+    """30 bits for Jittor's generators, which add the rank."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0]) >> 2
+
+
+def _batches(plan: Plan, loader: Loader, task: Task, begin: int) -> Iterator[tuple[int, Any]]:
+    """(step over all epochs, batch) from step ``begin`` on."""
+    for epoch in range(begin // loader.steps, plan.epochs):
+        start = max(begin - epoch * loader.steps, 0)
+        if start == 0:
+            task.start_epoch(epoch)
+        for index, batch in enumerate(loader.epoch(epoch, start), start):
+            yield epoch * loader.steps + index, batch
 
 
 def _restore(
-    plan: Plan, model: Any, optimizer: LarcSGD, task: Task, previous: dict[str, Any]
+    plan: Plan,
+    model: Any,
+    optimizer: LarcSGD,
+    loader: Loader,
+    task: Task,
+    previous: dict[str, Any],
 ) -> int:
-    """Take over a checkpoint; returns the epoch to go on with."""
-    where = str(plan.folder)
+    """Take over a checkpoint; returns the steps that it has behind it."""
+    where, world = str(plan.folder), distributed.world_size()
+    if previous["processes"] != world:
+        raise UserError(
+            f"{plan.stage}: {where} was trained by {previous['processes']} processes and would not "
+            f"go on as it began with {world}; start {previous['processes']} (mpirun -np), or use "
+            f"another run folder"
+        )
+    step = int(previous["step"])
+    if step // loader.steps != previous["epoch"]:
+        raise UserError(
+            f"{plan.stage}: {where} holds step {step} in epoch {previous['epoch'] + 1}, but an "
+            f"epoch has {loader.steps} steps; choose another run folder"
+        )
     checkpoint.load_state(model, previous["state_dict"], where)
     optimizer.load_state(previous["optimizer"], where)
     task.load_state(previous["task"])
-    return int(previous["epoch"])
+    return step
 
 
 def _share(var: Var) -> None:
@@ -210,82 +268,79 @@ def _share(var: Var) -> None:
         var.update(distributed.broadcast(var))
 
 
-def _announce(plan: Plan, loader: Loader, first: int) -> None:
+def _announce(plan: Plan, loader: Loader, begin: int) -> None:
     if not distributed.is_main():
         return
-    begin = f"resuming at epoch {first + 1}" if first else "starting at epoch 1"
+    epoch, index = divmod(begin, loader.steps)
+    place = f"epoch {epoch + 1} of {plan.epochs}" + (f", step {index + 1}" if index else "")
     log.info(
         plan.stage,
-        f"{begin} of {plan.epochs}: {len(loader.dataset)} images, {loader.steps} steps an epoch, "
-        f"batch {loader.batch_size}; compiling kernels at the first step (minutes on a machine "
-        f"that has none yet)",
+        f"{'resuming' if begin else 'starting'} at {place}: {len(loader.dataset)} images, "
+        f"{loader.steps} steps an epoch, batch {loader.batch_size}; compiling kernels at the first "
+        f"step (minutes on a machine that has none yet)",
     )
 
 
-def _save(plan: Plan, model: Any, optimizer: LarcSGD, task: Task, epoch: int, step: int) -> None:
-    extra = task.state()
-    if not distributed.is_main():
-        return
-    state = checkpoint.model_state(model)
-    bad = [key for key, value in state.items() if not np.isfinite(value).all()]
-    if bad:
-        raise UserError(
-            f"{plan.stage}: {bad[0]} is no longer finite after epoch {epoch} ({len(bad)} tensors); "
-            f"nothing was saved; lower {plan.stage}.base_lr in a new run folder"
+class _Saver:
+    """Writes the checkpoints of a run and knows when one is due."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: Any,
+        optimizer: LarcSGD,
+        task: Task,
+        report: TrainLog,
+        begin: int,
+    ) -> None:
+        self._plan, self._model, self._optimizer = plan, model, optimizer
+        self._task, self._report = task, report
+        self._saved, self._since = begin, time.monotonic()
+
+    def due(self) -> bool:
+        """True where the last checkpoint is older than the options allow."""
+        minutes = (time.monotonic() - self._since) / 60
+        return minutes >= self._plan.options.checkpoint_minutes
+
+    def save(self, epoch: int, step: int) -> None:
+        """Write a checkpoint of ``epoch`` and ``step`` finished ones; all processes call this."""
+        plan, task_state = self._plan, self._task.state()
+        if distributed.is_main():
+            state = checkpoint.model_state(self._model)
+            velocity = self._optimizer.state()
+            self._require_finite({**velocity, **state}, step)
+            payload = {
+                "epoch": epoch,
+                "step": step,
+                "state_dict": state,
+                "optimizer": velocity,
+                "task": task_state,
+                "log": self._report.state(),
+                "processes": distributed.world_size(),
+                "config": plan.config,
+                "settings": plan.settings,
+                "stage": plan.stage,
+                "seed": plan.seed,
+            }
+            checkpoint.save_checkpoint(plan.folder, payload)
+        self._saved, self._since = step, time.monotonic()
+
+    def resume_text(self, steps: int) -> str:
+        """Where the next run goes on; ``steps`` are those of an epoch."""
+        epoch, index = divmod(self._saved, steps)
+        kept = f"as saved in {self._plan.folder}" if self._saved else "nothing is saved yet"
+        return (
+            f"{self._plan.stage}: the same command goes on at step {index + 1} of epoch "
+            f"{epoch + 1} ({kept})"
         )
-    payload = {
-        "epoch": epoch,
-        "step": step,
-        "state_dict": state,
-        "optimizer": optimizer.state(),
-        "task": extra,
-        "config": plan.config,
-        "settings": plan.settings,
-        "stage": plan.stage,
-        "seed": plan.seed,
-    }
-    checkpoint.save_checkpoint(plan.folder, payload)
 
-
-class _Report:
-    """Means of the loss and its parts since the last line, for the log file and, once an epoch, the
-    screen.
-    """
-
-    def __init__(self, plan: Plan, loader: Loader) -> None:
-        self._plan, self._batch = plan, loader.batch_size
-        self._log = log.StageLog(plan.log_file, enabled=distributed.is_main())
-        self._restart()
-
-    def add(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._steps += 1
-
-    def write(self, epoch: int, step: int, rate: float, last: bool) -> None:
-        means = {name: total / self._steps for name, total in self._sums.items()}
-        speed = self._steps * self._batch / (time.monotonic() - self._since)
-        self._log.write(
-            epoch=epoch + 1,
-            step=step + 1,
-            lr=rate,
-            images_per_second=round(speed, 2),
-            peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
-            **{name: round(value, 6) for name, value in means.items()},
-        )
-        if last and distributed.is_main():
-            listed = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-            log.info(
-                self._plan.stage,
-                f"epoch {epoch + 1}/{self._plan.epochs}: {listed}, lr {rate:.4g}, "
-                f"{speed:.1f} images/s",
+    def _require_finite(self, state: dict[str, np.ndarray], step: int) -> None:
+        bad = [key for key, value in state.items() if not np.isfinite(value).all()]
+        if bad:
+            raise UserError(
+                f"{self._plan.stage}: {bad[0]} is no longer finite after step {step} ({len(bad)} "
+                f"tensors); nothing was saved; lower {self._plan.stage}.base_lr in a new run folder"
             )
-        self._restart()
-
-    def _restart(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps = 0
-        self._since = time.monotonic()
 
 
 def _not_finite(

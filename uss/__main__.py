@@ -7,11 +7,14 @@ import importlib
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from core import config as core_config
 from core import distributed, log
 from core.errors import UserError, main_guard
+from core.train_options import add_train_arguments, train_options
 from uss.config import ARCHS, PRESETS, Config, preset
 from uss.paths import PROJECT_ROOT, RunFolder
 
@@ -24,6 +27,8 @@ STAGES = {
     "finetune": ("uss.finetune", "step 3: train the segmenter on the pseudo labels"),
     "predict": ("uss.predict", "step 4: label a split and zip it"),
 }
+# Those that take training options.
+TRAINING = ("pretrain", "pixel-attention", "finetune")
 # Command -> (module whose `main(arguments) -> exit code` parses its own arguments, help).
 TOOLS = {
     "evaluate": ("uss.evaluate", "score predictions against ground truth"),
@@ -72,6 +77,8 @@ def _run_stage(command: str, arguments: list[str]) -> int:
     add_config_arguments(parser)
     parser.add_argument("--data", type=Path, default=Path("/data/ImageNetS50"))
     parser.add_argument("--run", type=Path, help="run folder (default runs/PRESET)")
+    parser.add_argument("--workers", type=int, help="processes that read images; 0: none beside")
+    add_train_arguments(parser)
     if command == "predict":
         parser.add_argument("--split", default="auto", help="auto: testB, testA, test, validation")
     options = parser.parse_args(arguments)
@@ -81,7 +88,11 @@ def _run_stage(command: str, arguments: list[str]) -> int:
         raise UserError(
             f"data folder {options.data} does not exist; name it with DATA=... or --data"
         )
-    extra = {"split": options.split} if command == "predict" else {}
+    if options.workers is not None:
+        config = replace(config, workers=options.workers)
+    extra: dict[str, Any] = {"split": options.split} if command == "predict" else {}
+    if command in TRAINING:
+        extra["options"] = train_options(options)
     started = time.monotonic()
     importlib.import_module(module).run(config, options.data.absolute(), run, **extra)
     if distributed.is_main():

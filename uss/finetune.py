@@ -15,10 +15,12 @@ from core.data.datasets import JointDataset
 from core.data.folders import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
 from core.errors import UserError
+from core.labels import load_label
 from core.layers import cross_entropy, resize_bilinear
 from core.optim import LarcSGD
 from core.runtime import jt
 from core.torch_reader import state_dict_of
+from core.train_options import USUAL_OPTIONS, TrainOptions
 from models.pass_net import PlainSegmenter
 from models.upernet import UPerNet
 from uss import products, train_stage
@@ -29,10 +31,11 @@ STAGE = "finetune"
 HEADS = ("upernet", "plain")
 TRUNK = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 HEAD = ("last_layer.",)
+_LABELS_LOOKED_AT = 100  # before training; while it runs every label is checked
 _LOGIT_STD = 0.01  # of the weights that give the logits
 
 
-def run(config: Config, data: Path, run: RunFolder) -> None:
+def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUAL_OPTIONS) -> None:
     """Train the segmenter on ``data/train`` and its pseudo labels into ``run.segmenter``; resumes.
 
     Raises:
@@ -44,6 +47,7 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
     labels = run.pseudo_labels("train")
     items, fingerprint = labelled_images(list_images(split_folder(data, "train")), labels)
     train_stage.check(config, STAGE, len(items))
+    train_stage.check_crops(STAGE, (settings.crop_size,))
     source = products.trunk(run, config.arch)
     facts = train_stage.source_fact(source, run.root, STAGE, config.pretrain.epochs)
     plan = train_stage.make_plan(
@@ -52,10 +56,12 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
         run.segmenter,
         ("num_classes",),
         {"images": len(items), "labels_sha256": fingerprint, **facts},
+        options,
     )
     previous = training.previous_run(plan)
     if training.finished(plan, previous):
         return
+    _check_classes(config, items, labels)
     dataset = JointDataset(items, labels, settings.crop_size, settings.min_scale)
     model = build(config, source)
     optimizer = LarcSGD(
@@ -124,11 +130,7 @@ class FinetuneTask:
         """(cross entropy over num_classes + 1 labels, {}), (1,) float32."""
         images, labels = batch
         classes = self._config.num_classes
-        if labels.min() < 0 or labels.max() > classes:
-            raise UserError(
-                f"{STAGE}: labels in {self._labels} reach {labels.max()}, but num_classes is "
-                f"{classes}; make them with this class count: bash train_3.sh"
-            )
+        _require_classes(labels, classes, self._labels)
         side = round(labels.shape[1] * self._config.finetune.label_scale)
         labels = np.stack([resize_nearest(label, (side, side)) for label in labels])
         logits = resize_bilinear(self.model(jt.array(images)), (side, side))
@@ -144,6 +146,21 @@ class FinetuneTask:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Nothing to take over."""
+
+
+def _check_classes(config: Config, items: Sequence[ImageItem], labels: Path) -> None:
+    """Stop before training where labels of another class count show in some of the files."""
+    step = max(len(items) // _LABELS_LOOKED_AT, 1)
+    for item in items[::step]:
+        _require_classes(load_label(labels / f"{item.key}.png"), config.num_classes, labels)
+
+
+def _require_classes(label: np.ndarray, classes: int, labels: Path) -> None:
+    if label.min() < 0 or label.max() > classes:
+        raise UserError(
+            f"{STAGE}: labels in {labels} reach {label.max()}, but num_classes is {classes}; make "
+            f"them with this class count: bash train_3.sh"
+        )
 
 
 def _start_small(layer: Any) -> None:

@@ -11,6 +11,7 @@ from core.data.folders import list_images, split_folder
 from core.optim import LarcSGD
 from core.runtime import jt
 from core.torch_reader import state_dict_of
+from core.train_options import USUAL_OPTIONS, TrainOptions
 from models.pass_net import PixelAttentionNet
 from uss import objectives, products, train_stage
 from uss.config import Config
@@ -23,7 +24,7 @@ _UNUSED_HEADS = ("projection_head_shallow.", "projection_head_pixel", "predictor
 _NEW = ("fbg.",)
 
 
-def run(config: Config, data: Path, run: RunFolder) -> None:
+def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUAL_OPTIONS) -> None:
     """Train the attention of ``config.arch`` on ``data/train`` into ``run.pixel_attention(arch)``.
 
     Only ``fbg`` and the prototypes learn; batch norms keep updating their running statistics, as in
@@ -36,6 +37,7 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
     settings = config.pixel_attention
     items = list_images(split_folder(data, "train"))
     train_stage.check(config, STAGE, len(items))
+    train_stage.check_crops(STAGE, (settings.crop_size,))
     source = products.pretrained(run, config.arch)
     facts = train_stage.source_fact(source, run.root, STAGE, config.pretrain.epochs)
     plan = train_stage.make_plan(
@@ -44,6 +46,7 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
         run.pixel_attention(config.arch),
         ("heads", "assignment"),
         {"images": len(items), **facts},
+        options,
     )
     previous = training.previous_run(plan)
     if training.finished(plan, previous):

@@ -11,6 +11,7 @@ from core.data.folders import list_images, split_folder
 from core.errors import UserError
 from core.optim import LarcSGD
 from core.runtime import jt
+from core.train_options import USUAL_OPTIONS, TrainOptions
 from models.pass_net import PretrainNet
 from uss import objectives, train_stage
 from uss.config import Config
@@ -19,7 +20,7 @@ from uss.paths import RunFolder
 STAGE = "pretrain"
 
 
-def run(config: Config, data: Path, run: RunFolder) -> None:
+def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUAL_OPTIONS) -> None:
     """Pretrain trunk ``config.arch`` on ``data/train`` into ``run.pretrain(arch)``; resumes.
 
     Raises:
@@ -34,6 +35,7 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
         run.pretrain(config.arch),
         ("heads", "assignment"),
         {"images": len(items)},
+        options,
     )
     previous = training.previous_run(plan)
     if training.finished(plan, previous):
@@ -115,6 +117,7 @@ def _check(config: Config, images: int) -> None:
             "pretrain.crop_sizes, crop_counts, min_scales and max_scales must have one entry per "
             "crop size each"
         )
+    train_stage.check_crops(STAGE, settings.crop_sizes)
     if not settings.crop_counts or settings.crop_counts[0] < objectives.ASSIGNED_VIEWS:
         raise UserError("pretrain.crop_counts must begin with at least 2: these are compared")
     if len(set(settings.shallow)) != len(settings.shallow) or not set(settings.shallow) <= {

@@ -13,13 +13,21 @@ from core import config as core_config
 from core.data.loader import Dataset, Loader
 from core.errors import UserError
 from core.files import sha256_of
+from core.train_options import TrainOptions
 from uss.config import Config
 from uss.objectives import Queue
 from uss.paths import CONFIG, LOG
 
+MIN_CROP, MAX_CROP = 32, 4096  # pixels; the trunk's last stage has a stride of 32
+
 
 def make_plan(
-    config: Config, stage: str, folder: Path, sections: Sequence[str], facts: dict[str, Any]
+    config: Config,
+    stage: str,
+    folder: Path,
+    sections: Sequence[str],
+    facts: dict[str, Any],
+    options: TrainOptions,
 ) -> training.Plan:
     """Plan of the training stage whose settings are the section ``stage`` of ``config``.
 
@@ -43,6 +51,7 @@ def make_plan(
         base_lr=section.base_lr,
         final_lr=section.final_lr,
         seed=config.seed,
+        options=options,
     )
 
 
@@ -71,6 +80,23 @@ def check(config: Config, stage: str, images: int) -> None:
             f"{stage}.queue_length is {queue}, shorter than one batch of {section.batch_size}; use "
             f"--set {stage}.queue_length=0 for none, or at least the batch size"
         )
+
+
+def check_crops(stage: str, sizes: Sequence[int]) -> None:
+    """Stop at once where crops of these sides (pixels) do not suit the networks.
+
+    A crop may be larger than the images: it is cut to a fraction of the image and resized, as in
+    the reference.
+
+    Raises:
+        UserError: names the size.
+    """
+    for size in sizes:
+        if not MIN_CROP <= size <= MAX_CROP:
+            raise UserError(
+                f"{stage}: crops of {size} pixels: expected {MIN_CROP} (one cell of the deepest "
+                f"features) to {MAX_CROP}"
+            )
 
 
 def make_loader(config: Config, stage: str, dataset: Dataset) -> Loader:
@@ -129,10 +155,14 @@ class PrototypeTask:
         return ("prototypes.weight",) if step < self._section.freeze_prototypes_steps else ()
 
     def state(self) -> dict[str, Any]:
-        """The queue of all processes, or None."""
-        return {"queue": None if self.queue is None else self.queue.numpy()}
+        """The queue of all processes, or None, and whether it takes part in this epoch."""
+        if self.queue is None:
+            return {"queue": None, "queue_in_use": False}
+        return {"queue": self.queue.numpy(), "queue_in_use": self.queue.in_use}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state` gave."""
-        queue = state["queue"]
-        self.queue = None if queue is None else Queue.restored(queue)
+        self.queue = None
+        if state["queue"] is not None:
+            self.queue = Queue.restored(state["queue"])
+            self.queue.in_use = state["queue_in_use"]

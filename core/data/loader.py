@@ -54,8 +54,8 @@ class Loader:
     one of the data set, whatever the number of workers.
 
     Raises:
-        UserError: a batch size that ``world`` does not divide, or (``drop_last``) fewer images than
-            a batch.
+        UserError: a batch size that ``world`` does not divide, negative workers, or
+            (``drop_last``) fewer images than a batch.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Loader:
                 f"the data set has {len(dataset)} images, fewer than one batch of {batch_size}; "
                 f"add images or lower the batch size"
             )
+        if workers < 0:
+            raise UserError(f"--workers must be 0 or more, is {workers}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed

@@ -175,6 +175,21 @@ def test_damage_falls_back_to_previous(tmp_path: Path, capsys: pytest.CaptureFix
         load_latest(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty"])
+def test_a_broken_checkpoint_does_not_take_the_place_of_a_whole_one(
+    tmp_path: Path, damage: str
+) -> None:
+    save_checkpoint(tmp_path, payload(1))
+    save_checkpoint(tmp_path, payload(2))
+    latest = tmp_path / "checkpoint.pth.tar"
+    data = latest.read_bytes()
+    flipped = bytes([data[0] ^ 1]) + data[1:]
+    latest.write_bytes({"bit": flipped, "cut": data[:-1], "empty": b""}[damage])
+    save_checkpoint(tmp_path, payload(3))
+    assert load_latest(tmp_path)["epoch"] == 3  # type: ignore[index]
+    assert read_checkpoint(tmp_path / "previous.pth.tar")["epoch"] == 1
+
+
 def test_unwritable_content_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, payload(1))
     for bad in (jt.ones(2), np.array([{}]), Path("x"), lambda: 0):
@@ -204,6 +219,7 @@ save_checkpoint(Path(sys.argv[1]), {{"epoch": 2}})
     save_checkpoint(tmp_path, payload(4))
     assert load_latest(tmp_path)["epoch"] == 4  # type: ignore[index]
     assert read_checkpoint(tmp_path / "previous.pth.tar")["epoch"] == 3
+    assert len(list(tmp_path.iterdir())) == 2  # what the killed process left is gone
 
 
 def test_file_systems_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

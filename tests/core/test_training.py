@@ -14,6 +14,7 @@ from core.data.loader import Loader
 from core.errors import UserError
 from core.optim import LarcSGD, cosine_lr
 from core.runtime import jt, nn
+from core.train_options import TrainOptions
 
 MOMENTUM, DECAY, TRUST = 0.9, 0.01, 0.001
 
@@ -117,6 +118,10 @@ class _Fit:
         self.seen = state["seen"]
 
 
+EVERY_STEP = TrainOptions(checkpoint_minutes=0, log_steps=1)
+NEVER = TrainOptions(checkpoint_minutes=1e6, log_steps=1)
+
+
 def _plan(folder: Path, **changes) -> training.Plan:
     plan = training.Plan(
         stage="points",
@@ -133,14 +138,14 @@ def _plan(folder: Path, **changes) -> training.Plan:
     return replace(plan, **changes)
 
 
-def _train(plan: training.Plan, batch_size: int = 4, **task_arguments):
+def _train(plan: training.Plan, batch_size: int = 4, workers: int = 0, **task_arguments):
     """(weights, task) after training, resuming what the folder holds."""
     jt.set_global_seed(plan.seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     previous = training.previous_run(plan)
     optimizer = LarcSGD(dict(model.named_parameters()), MOMENTUM, DECAY, larc=False)
     task = _Fit(model, **task_arguments)
-    loader = Loader(_Points(), batch_size=batch_size, seed=plan.seed, workers=2)
+    loader = Loader(_Points(), batch_size=batch_size, seed=plan.seed, workers=workers)
     training.fit(plan, model, optimizer, loader, task, previous)
     return checkpoint.model_state(model), task
 
@@ -165,17 +170,105 @@ def test_run_leaves_log_configuration_and_checkpoint(tmp_path, capsys):
     assert "1 images could not be used" in shown and "points/5" in shown
 
 
-def test_resumed_run_ends_as_an_uninterrupted_one(tmp_path, capsys):
-    weights, task = _train(_plan(tmp_path / "whole"))
-    with pytest.raises(KeyboardInterrupt):
+def _lines(folder: Path) -> list[dict]:
+    """The log without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    measured = ("time", "images_per_second", "peak_memory_mib")
+    return [{key: line[key] for key in line if key not in measured} for line in lines]
+
+
+def _assert_same(first, second) -> None:
+    for key, value in first[0].items():
+        np.testing.assert_array_equal(second[0][key], value)
+    np.testing.assert_array_equal(second[1].seen, first[1].seen)
+
+
+def test_run_resumed_at_an_epoch_ends_as_an_uninterrupted_one(tmp_path, capsys):
+    whole = _train(_plan(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt, match="goes on at step 1 of epoch 3 .as saved in"):
         _train(_plan(tmp_path / "cut"), stop_at=7)
-    resumed, resumed_task = _train(_plan(tmp_path / "cut"))
+    resumed = _train(_plan(tmp_path / "cut"))
     assert "resuming at epoch 3 of 4" in capsys.readouterr().err
-    for key, value in weights.items():
-        np.testing.assert_array_equal(resumed[key], value)
-    np.testing.assert_array_equal(resumed_task.seen, task.seen)
+    _assert_same(whole, resumed)
+    assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole")
     assert training.finished(_plan(tmp_path / "cut"), checkpoint.load_latest(tmp_path / "cut"))
     assert "already finished (4 epochs" in capsys.readouterr().err
+
+
+def test_every_single_step_can_be_the_last(tmp_path, capsys):
+    """Stopped in each step in turn; log lines of two steps have their sums in the checkpoint."""
+    options = TrainOptions(checkpoint_minutes=0, log_steps=2)
+    whole = _train(_plan(tmp_path / "whole", options=options))
+    for step in range(12):
+        place = f"step {step % 3 + 1} of epoch {step // 3 + 1} "
+        with pytest.raises(KeyboardInterrupt, match=place):
+            _train(_plan(tmp_path / "cut", options=options), stop_at=step)
+        assert checkpoint.load_latest(tmp_path / "cut") is None or step
+    assert "resuming at epoch 2 of 4, step 3:" in capsys.readouterr().err
+    resumed = _train(_plan(tmp_path / "cut", options=options))
+    _assert_same(whole, resumed)
+    assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole")
+    assert [line["step"] for line in _lines(tmp_path / "cut")] == [2, 3, 5, 6, 8, 9, 11, 12]
+
+
+def test_log_holds_no_step_twice_after_a_fallback(tmp_path, capsys):
+    """The newest checkpoint is broken: the steps behind the one before are repeated."""
+    whole = _train(_plan(tmp_path / "whole", options=EVERY_STEP))
+    with pytest.raises(KeyboardInterrupt):
+        _train(_plan(tmp_path / "cut", options=EVERY_STEP), stop_at=5)
+    log_file = tmp_path / "cut" / "log.jsonl"
+    with open(log_file, "a") as file:
+        file.write('{"step": 6, "lo')  # killed in the middle of a line
+    newest = tmp_path / "cut" / "checkpoint.pth.tar"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    resumed = _train(_plan(tmp_path / "cut", options=EVERY_STEP))
+    shown = capsys.readouterr().err
+    assert f"{newest}" in shown and "resuming at epoch 2 of 4, step 2:" in shown
+    _assert_same(whole, resumed)
+    assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole")
+    for path in (newest, newest.with_name("previous.pth.tar")):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        training.previous_run(_plan(tmp_path / "cut"))
+
+
+def test_workers_change_no_step(tmp_path):
+    for workers in (0, 1, 3):
+        _train(_plan(tmp_path / str(workers), options=NEVER), workers=workers)
+    assert _lines(tmp_path / "0") == _lines(tmp_path / "1") == _lines(tmp_path / "3")
+    losses = [line["loss"] for line in _lines(tmp_path / "0")]
+    assert len(losses) == 12 == len(set(losses))
+
+
+def test_run_of_other_processes_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _train(_plan(tmp_path), stop_at=4)
+    payload = checkpoint.load_latest(tmp_path)
+    checkpoint.save_checkpoint(tmp_path, {**payload, "processes": 3})
+    with pytest.raises(UserError, match=r"trained by 3 processes .* with 1; start 3 \(mpirun"):
+        _train(_plan(tmp_path))
+    checkpoint.save_checkpoint(tmp_path, {**payload, "step": 5})
+    with pytest.raises(UserError, match="holds step 5 in epoch 2, but an epoch has 2 steps"):
+        _train(_plan(tmp_path), batch_size=6)
+
+
+def test_stop_before_the_first_checkpoint_says_so(tmp_path):
+    with pytest.raises(KeyboardInterrupt, match=r"step 1 of epoch 1 \(nothing is saved yet"):
+        _train(_plan(tmp_path), stop_at=2)
+    assert not (tmp_path / "checkpoint.pth.tar").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"checkpoint_minutes": -1.0}, "--checkpoint-minutes must be 0 or more, is -1"),
+        ({"checkpoint_minutes": float("nan")}, "--checkpoint-minutes must be 0 or more, is nan"),
+        ({"log_steps": 0}, "--log-steps must be at least 1, is 0"),
+    ],
+)
+def test_options_that_make_no_sense(arguments, message):
+    with pytest.raises(UserError, match=message):
+        TrainOptions(**arguments)
 
 
 def test_run_of_other_settings_is_refused(tmp_path):
@@ -192,14 +285,18 @@ def test_run_of_other_settings_is_refused(tmp_path):
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(UserError) as caught:
-        _train(_plan(tmp_path), poison_at=4)
+        _train(_plan(tmp_path, options=EVERY_STEP), poison_at=4)
     text = str(caught.value)
     assert "step 2 of epoch 2 (loss nan, half nan; images points/" in text
-    assert checkpoint.load_latest(tmp_path)["epoch"] == 1
+    payload = checkpoint.load_latest(tmp_path)
+    assert (payload["epoch"], payload["step"]) == (1, 4)
+    assert all(np.isfinite(value).all() for value in payload["state_dict"].values())
+    names = [f"points/{i}" for i in Loader(_Points(), 4, 7, 0).order(1)[4:8]]
+    assert ", ".join(names) in text
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    with pytest.raises(UserError, match="no longer finite after epoch 1"):
+    with pytest.raises(UserError, match="no longer finite after step 1"):
         _train(_plan(tmp_path, base_lr=1e39), batch_size=12)
     assert checkpoint.load_latest(tmp_path) is None
 
