@@ -15,7 +15,7 @@ import numpy as np
 
 from core import log
 from core.data.datasets import EvalDataset
-from core.data.folders import ImageItem, list_images, split_folder
+from core.data.folders import ImageItem, anonymous_order, list_images, split_folder
 from core.data.loader import Loader
 from core.errors import UserError
 from core.files import atomic_write, read_json, sha256_of, write_json
@@ -42,9 +42,9 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
     """
     folder = run.cluster(config.arch)
     checkpoint = products.pixel_attention(run, config.arch)
-    splits = {"train": list_images(split_folder(data, "train"))}
+    splits = {"train": anonymous_order(list_images(split_folder(data, "train")))}
     if (data / "validation").is_dir():
-        splits["validation"] = list_images(data / "validation")
+        splits["validation"] = anonymous_order(list_images(data / "validation"))
     if len(splits["train"]) < config.num_classes:
         raise UserError(
             f"{data / 'train'} has {len(splits['train'])} images, fewer than the "

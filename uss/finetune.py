@@ -12,7 +12,7 @@ import numpy as np
 from core import checkpoint, log, training
 from core.data.crops import resize_nearest
 from core.data.datasets import JointDataset
-from core.data.folders import ImageItem, list_images, split_folder
+from core.data.folders import ImageItem, anonymous_order, list_images, split_folder
 from core.data.images import load_rgb
 from core.errors import UserError
 from core.labels import load_label
@@ -45,7 +45,8 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
     settings = config.finetune
     _check(config)
     labels = run.pseudo_labels("train")
-    items, fingerprint = labelled_images(list_images(split_folder(data, "train")), labels)
+    images = anonymous_order(list_images(split_folder(data, "train")))
+    items, fingerprint = labelled_images(images, labels)
     train_stage.check(config, STAGE, len(items))
     train_stage.check_crops(STAGE, (settings.crop_size,))
     source = products.trunk(run, config.arch)

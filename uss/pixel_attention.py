@@ -7,7 +7,7 @@ from typing import Any
 
 from core import checkpoint, training
 from core.data.datasets import MultiCropDataset
-from core.data.folders import list_images, split_folder
+from core.data.folders import anonymous_order, list_images, split_folder
 from core.optim import LarcSGD
 from core.runtime import jt
 from core.torch_reader import state_dict_of
@@ -35,7 +35,7 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
             that cannot work, a run of other settings in the folder.
     """
     settings = config.pixel_attention
-    items = list_images(split_folder(data, "train"))
+    items = anonymous_order(list_images(split_folder(data, "train")))
     train_stage.check(config, STAGE, len(items))
     train_stage.check_crops(STAGE, (settings.crop_size,))
     source = products.pretrained(run, config.arch)

@@ -7,7 +7,7 @@ from typing import Any
 
 from core import training
 from core.data.datasets import MultiCropDataset
-from core.data.folders import list_images, split_folder
+from core.data.folders import anonymous_order, list_images, split_folder
 from core.errors import UserError
 from core.optim import LarcSGD
 from core.runtime import jt
@@ -27,7 +27,7 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
         UserError: missing data, settings that cannot work, a run of other settings in the folder.
     """
     settings = config.pretrain
-    items = list_images(split_folder(data, "train"))
+    items = anonymous_order(list_images(split_folder(data, "train")))
     _check(config, len(items))
     plan = train_stage.make_plan(
         config,

@@ -6,10 +6,12 @@ A folder holds either class folders, one level deep, or plain images.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import UserError
+from core.files import sha256_of
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 _KINDS = ".JPEG, .jpg or .png"
@@ -58,6 +60,32 @@ def list_images(folder: Path) -> list[ImageItem]:
             )
     items = [item for name in classes for item in _items(folder, name, inside[name])]
     return sorted(items, key=lambda item: item.key)
+
+
+def anonymous_order(items: Sequence[ImageItem]) -> list[ImageItem]:
+    """The same items in an order that the names of class folders have no part in: by file stem.
+
+    Files of one stem in several folders are ordered by content. What is learnt or clustered without
+    labels takes this order, so that the labels, which these names are, cannot enter through it.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    by_stem: dict[str, list[ImageItem]] = {}
+    for item in items:
+        by_stem.setdefault(item.key.rpartition("/")[2], []).append(item)
+    return [
+        item
+        for stem in sorted(by_stem)
+        for item in (by_stem[stem] if len(by_stem[stem]) == 1 else _by_content(by_stem[stem]))
+    ]
+
+
+def _by_content(items: list[ImageItem]) -> list[ImageItem]:
+    try:
+        return sorted(items, key=lambda item: (item.path.stat().st_size, sha256_of(item.path)))
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def split_folder(data: Path, split: str) -> Path:

@@ -102,3 +102,27 @@ def test_real_photographs_all_have_masks(caltech4: Path) -> None:
     items = folders.list_images(folders.split_folder(caltech4, "validation"))
     assert len(items) == 40
     assert all(folders.mask_path(caltech4, "validation", item.key).is_file() for item in items)
+
+
+def test_anonymous_order_does_not_know_the_names_of_class_folders(tmp_path: Path) -> None:
+    contents = {
+        "n1/a.jpg": b"1",
+        "n1/c.jpg": b"3",
+        "n2/a.jpg": b"02",
+        "n3/a.jpg": b"0",
+        "n3/b": b"",
+    }
+    renamed = {"n1": "n3", "n2": "n1", "n3": "n2"}
+    for name, content in contents.items():
+        folder, _, file = name.partition("/")
+        for root, place in (("before", folder), ("after", renamed[folder])):
+            (tmp_path / root / place).mkdir(parents=True, exist_ok=True)
+            (tmp_path / root / place / file).write_bytes(content)
+    before, after = (
+        folders.anonymous_order(folders.list_images(tmp_path / root))
+        for root in ("before", "after")
+    )
+    order = [item.path.read_bytes() for item in before]
+    assert sorted(order[:2]) == [b"0", b"1"] and order[2:] == [b"02", b"3"]
+    assert [item.path.read_bytes() for item in after] == order
+    assert [item.key for item in before] != [item.key for item in after]
