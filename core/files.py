@@ -62,6 +62,32 @@ def read_json(path: Path, expected: str) -> Any:
         raise UserError(f"expected {expected} at {path}, but it cannot be read: {error}") from error
 
 
+def flat_name(key: str) -> str:
+    """A file name for a key such as "<class folder>/<stem>": readable, never hidden, at most 200
+    bytes, and another one for every other key.
+    """
+    name = key.replace("%", "%25").replace("/", "%2F")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    raw = os.fsencode(name)
+    if len(raw) <= 200:
+        return name
+    return f"{os.fsdecode(raw[:180])}%{hashlib.sha256(raw).hexdigest()[:16]}"
+
+
+def file_system_time(folder: Path) -> float:
+    """Now in Unix seconds by the clock that stamps the files of an existing folder: on a shared
+    folder neither this machine's clock nor that of another that writes there.
+    """
+    handle, name = tempfile.mkstemp(prefix=".clock.", dir=folder)
+    try:
+        return os.fstat(handle).st_mtime
+    finally:
+        os.close(handle)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in blocks."""
     digest = hashlib.sha256()

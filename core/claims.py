@@ -1,0 +1,290 @@
+"""Several processes on one shared folder share work out while they run: who claims a key does it.
+
+The protocol needs nothing but a folder that all processes see (locally or through NFS and the
+like), no locks and no server:
+
+- A claim of a key is a folder named after the key with one file in it, whose *name* is the owner's
+  token: host, machine (boot id and process namespace), process, its start time, and a number that
+  is used once. The file is empty; its modification time is the owner's last sign of life.
+- To claim, a process builds such a folder under a name of its own and renames it to the key's. A
+  rename onto a folder that holds a file fails, so one process wins.
+- Owners touch their files five times in a time-out, from a thread. The file system stamps the time,
+  and who judges a claim compares it with a stamp of the same file system: machines' clocks differ.
+- A claim is abandoned when its last sign of life is older than the time-out, or, on the same
+  machine at once, when its process is gone. To take it over, a process touches the file and renames
+  it from the old owner's token to its own. The first rename wins, the others find nothing to
+  rename. Tokens are never used twice, so a slow process cannot take what has changed hands since
+  it looked.
+- To release, the owner removes its file, by its own token, then the folder if that is empty.
+
+So there are never two owners of a key: the owner is whose token lies in the folder. An owner that
+was suspended for longer than the time-out may have lost its claim; it must ask
+:meth:`Claims.still_mine` before it writes its result. What remains is the moment between that
+question and the write, so results should be written atomically and be the same whoever makes them.
+After a claim was won, look whether the work is there already: another process may have finished it
+just before.
+
+The time-out must be longer than the interpreter may stand still (a native call that keeps Python's
+lock, such as the compilation of a kernel) and than a network file system keeps attributes (about a
+minute).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import itertools
+import os
+import shutil
+import socket
+import threading
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+from core.files import file_system_time, flat_name
+
+TIMEOUT_S = 300.0
+_BEATS_PER_TIMEOUT = 5
+_DRAFT_SUFFIX = ".new"
+
+
+class Claims:
+    """This process's claims in a folder; use it as a context manager, or call :meth:`close`.
+
+    Args:
+        folder: holds the claims and nothing else; made when needed, removed with the last claim.
+        timeout_s: seconds without a sign of life after which a claim counts as abandoned; the same
+            in all processes.
+    """
+
+    def __init__(self, folder: Path, timeout_s: float = TIMEOUT_S) -> None:
+        self.folder = Path(folder)
+        self.timeout_s = timeout_s
+        self._identity = _own_identity()
+        self._numbers = itertools.count()
+        self._held: dict[str, Path] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def claim(self, key: str) -> bool:
+        """Try to become the owner of ``key``; False while another (or this object) owns it.
+
+        Abandoned claims are taken over.
+        """
+        holder = self._holder(self.folder / flat_name(key))
+        if holder is None:
+            return self._publish(key)
+        return self._is_abandoned(holder) and self._take_over(key, holder)
+
+    def still_mine(self, key: str) -> bool:
+        """Whether this object owns ``key`` now; a sign of life as well. Ask before writing."""
+        path = self._held.get(key)
+        if path is None:
+            return False
+        try:
+            os.utime(path)
+            # NFS checks a name on opening, not on touching.
+            os.close(os.open(path, os.O_RDONLY))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def release(self, key: str) -> None:
+        """Give ``key`` up, done or not; nothing happens where it was lost or never owned."""
+        with self._lock:
+            path = self._held.pop(key, None)
+        if path is not None:
+            _remove(path)
+
+    def close(self) -> None:
+        """Release everything, clear away what dead processes left, and end the heartbeat."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+        for key in list(self._held):
+            self.release(key)
+        self._clear_abandoned()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _publish(self, key: str) -> bool:
+        """Claim a key that nobody owns; False when another was faster."""
+        name = f"{self._identity}~{next(self._numbers)}"
+        draft = self.folder / f".{name}{_DRAFT_SUFFIX}"
+        place = self.folder / flat_name(key)
+        _make_folder(draft)
+        try:
+            os.close(os.open(draft / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            os.rename(draft, place)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            # Missing: this process was suspended for so long that its draft was cleared away.
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                return False
+            raise
+        self._hold(key, place / name)
+        return True
+
+    def _take_over(self, key: str, holder: Path) -> bool:
+        """Put our token in the place of an abandoned one; False when another was faster."""
+        mine = holder.with_name(f"{self._identity}~{next(self._numbers)}")
+        try:
+            # First, for under our name it must never look abandoned.
+            os.utime(holder)
+            os.rename(holder, mine)
+        except FileNotFoundError:
+            return False
+        self._hold(key, mine)
+        return True
+
+    def _hold(self, key: str, path: Path) -> None:
+        with self._lock:
+            self._held[key] = path
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._beat, name="claims", daemon=True)
+            self._thread.start()
+
+    def _beat(self) -> None:
+        """Touch the files of all claims until the end."""
+        while not self._closing.wait(self.timeout_s / _BEATS_PER_TIMEOUT):
+            with self._lock:
+                paths = list(self._held.values())
+            for path in paths:
+                # Lost or just released, or the file system does not answer: the next beat tries
+                # again, and the owner asks before it writes.
+                with contextlib.suppress(OSError):
+                    os.utime(path)
+
+    def _holder(self, place: Path) -> Path | None:
+        """The file in a claim's folder, whose name is the owner's token; None without owner."""
+        try:
+            # Hidden ones are what NFS makes of a file that is removed while it is open.
+            names = [name for name in os.listdir(place) if not name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return place / names[0] if names else None
+
+    def _is_abandoned(self, path: Path) -> bool:
+        """Whether the owner of this claim (or draft) is gone or gives no sign of life."""
+        if _is_dead(path.name.strip(".")):
+            return True
+        try:
+            # Opened, because network file systems look at the real time stamp only then.
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            last = os.fstat(handle).st_mtime
+        finally:
+            os.close(handle)
+        return file_system_time(self.folder) - last > self.timeout_s
+
+    def _clear_abandoned(self) -> None:
+        """Remove what dead processes left in the folder: drafts, and claims of finished keys."""
+        try:
+            entries = sorted(self.folder.iterdir())
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.name.startswith("."):
+                    self._clear_draft(entry)
+                    continue
+                holder = self._holder(entry)
+                if holder is None:
+                    entry.rmdir()
+                elif self._is_abandoned(holder) and self._take_over(entry.name, holder):
+                    self.release(entry.name)
+
+    def _clear_draft(self, entry: Path) -> None:
+        """Remove a draft, or the file of a clock reading, that nobody will finish."""
+        if not self._is_abandoned(entry):
+            return
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder whose parents another process may be removing because they are empty."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            path.mkdir(parents=True, exist_ok=True)
+            return
+    raise FileNotFoundError(errno.ENOENT, "its parent folder keeps vanishing", str(path))
+
+
+def _remove(path: Path) -> None:
+    """Remove a claim: the file, then its folder, unless another has claimed in between."""
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
+
+
+# Processes --------------------------------------------------------------------------------------
+
+
+def _own_identity() -> str:
+    """Host, machine, process, its start time and eight digits of chance, joined by "~"."""
+    host = socket.gethostname().replace("/", "-").replace("~", "-")[:64]
+    start = _state_and_start(os.getpid())
+    chance = uuid.uuid4().hex[:8]
+    return f"{host}~{_machine()}~{os.getpid()}~{start[1] if start else 0}~{chance}"
+
+
+@functools.cache
+def _machine() -> str:
+    """Twelve digits, the same for processes that see each other's process numbers.
+
+    Containers on one host may share its name and boot id, but number their processes on their own.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        text = boot + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        text = uuid.uuid4().hex
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _is_dead(token: str) -> bool:
+    """Whether a token's process ran on this machine and has ended; False when that is unknown."""
+    fields = token.split("~")
+    if len(fields) < 5 or fields[1] != _machine() or not fields[2].isdecimal():
+        return False
+    pid = int(fields[2])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    found = _state_and_start(pid)
+    # Another start time: the number has gone to another process since.
+    return found is not None and (found[0] in "ZX" or str(found[1]) != fields[3])
+
+
+def _state_and_start(pid: int) -> tuple[str, int] | None:
+    """(state letter, start time in clock ticks since boot) of a process on Linux, else None."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The second field, the program's name in brackets, may hold anything.
+    fields = text.rpartition(")")[2].split()
+    return fields[0], int(fields[19])
