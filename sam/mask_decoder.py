@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,10 @@ import numpy as np
 from core.runtime import jt, nn
 from sam import decoder_ops
 from sam.common import MLP, Activation, layer_norm_2d
+from sam.memory import PROMPTS_AT_ONCE
 from sam.transformer import TwoWayTransformer
 
 Var = Any
-
-# Each prompt has its own copy of the image places (4 MiB): more prompts than this go in turns.
-_PROMPTS_AT_ONCE = 64
 
 
 class MaskDecoder(nn.Module):
@@ -75,21 +74,57 @@ class MaskDecoder(nn.Module):
         Returns:
             Mask logits (B, 3 or 1, 4h, 4w) and predicted IoU (B, 3 or 1).
         """
+        masks, iou, _ = self.predict_above(
+            image_embeddings,
+            image_pe,
+            sparse_prompt_embeddings,
+            dense_prompt_embeddings,
+            multimask_output,
+        )
+        return jt.array(masks), jt.array(iou)
+
+    def predict_above(
+        self,
+        image_embeddings: Var,
+        image_pe: Var,
+        sparse_prompt_embeddings: Var,
+        dense_prompt_embeddings: Var,
+        multimask_output: bool,
+        iou_limit: float = -math.inf,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Like :meth:`execute`, for the prompts that have a mask of predicted IoU above a limit.
+
+        The predicted IoU is known before the masks are made: for the other prompts the upscaling,
+        which is 40 % of the decoder, is left out.
+
+        Args:
+            iou_limit: prompts none of whose masks is predicted to be better get no masks.
+
+        Returns:
+            Mask logits (K, 3 or 1, 4h, 4w) of K of the B prompts, predicted IoU (B, 3 or 1) of all,
+            both float32, and the int64 indices (K,) of the prompts that have masks, ascending.
+        """
         wanted = list(range(1, self.num_mask_tokens)) if multimask_output else [0]
-        batch, parts = sparse_prompt_embeddings.shape[0], []
         tokens = self._tokens(sparse_prompt_embeddings)
+        shared = dense_prompt_embeddings.shape[0] == 1
+        masks, iou, chosen = [], [], []
         with jt.no_grad():
-            for start in range(0, batch, _PROMPTS_AT_ONCE):
-                some = slice(start, start + _PROMPTS_AT_ONCE)
-                shared = dense_prompt_embeddings.shape[0] == 1
+            for start in range(0, len(tokens), PROMPTS_AT_ONCE):
+                some = slice(start, start + PROMPTS_AT_ONCE)
                 dense = dense_prompt_embeddings if shared else dense_prompt_embeddings[some]
-                part = self._predict(image_embeddings + dense, image_pe, tokens[some], wanted)
-                jt.sync(part)
-                parts.append(part)
-        if len(parts) == 1:
-            return parts[0]
-        masks, iou = zip(*parts)
-        return jt.concat(masks, dim=0), jt.concat(iou, dim=0)
+                image = image_embeddings + dense
+                rows, places = self.transformer(image, image_pe, jt.array(tokens[some]))
+                hyper, scores = self._heads(rows, wanted)
+                above = np.flatnonzero((scores > np.float32(iou_limit)).any(axis=1))
+                iou.append(scores)
+                chosen.append(start + above)
+                if len(above):
+                    size_hw = (image.shape[2], image.shape[3])
+                    masks.append(self._masks(places, size_hw, hyper, above))
+        if not masks:
+            height, width = image_embeddings.shape[2:]
+            masks.append(np.zeros((0, len(wanted), 4 * height, 4 * width), np.float32))
+        return np.concatenate(masks), np.concatenate(iou), np.concatenate(chosen)
 
     def _tokens(self, sparse: Var) -> np.ndarray:
         """(B, 1 + masks + prompt tokens, C): the decoder's own tokens, then the prompt's."""
@@ -97,22 +132,27 @@ class MaskDecoder(nn.Module):
         repeated = np.broadcast_to(own, (sparse.shape[0], *own.shape))
         return np.concatenate([repeated, sparse.numpy()], axis=1)
 
-    def _predict(
-        self, image: Var, image_pe: Var, tokens: np.ndarray, wanted: list[int]
-    ) -> tuple[Var, Var]:
-        (height, width), batch = image.shape[2:], tokens.shape[0]
-        out, places = self.transformer(image, image_pe, jt.array(tokens))
+    def _heads(self, tokens: Var, wanted: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (B, T, C) -> the vectors of the wanted masks (B, M, C / 8), predicted IoU (B, M).
 
-        # The first token predicts the IoU, the others turn into the vectors of their masks. They
-        # are taken apart and put together with numpy, for which nothing has to be compiled.
-        rows = out.numpy()
+        The first token predicts the IoU, the others turn into the vectors of their masks. They are
+        taken apart and put together with numpy, for which nothing has to be compiled.
+        """
+        rows = tokens.numpy()
         iou = self.iou_prediction_head(jt.array(rows[:, 0])).numpy()[:, wanted]
         heads = self.output_hypernetworks_mlps
         vectors = [heads[i](jt.array(rows[:, 1 + i])).numpy() for i in wanted]
-        hyper = jt.array(np.stack(vectors, axis=1))
+        return np.stack(vectors, axis=1), iou
+
+    def _masks(
+        self, places: Var, size_hw: tuple[int, int], hyper: np.ndarray, chosen: np.ndarray
+    ) -> np.ndarray:
+        """Mask logits (K, M, 4h, 4w) of the chosen prompts from their places (B, h * w, C)."""
+        if len(chosen) < len(hyper):
+            places, hyper = places[chosen], hyper[chosen]
         first, norm, _, second, _ = list(self.output_upscaling)
         masks = decoder_ops.upscale_masks(
-            places.reshape(batch, height, width, -1),
+            places.reshape(len(hyper), *size_hw, -1),
             first.weight,
             first.bias,
             norm.weight,
@@ -120,6 +160,6 @@ class MaskDecoder(nn.Module):
             norm.eps,
             second.weight,
             second.bias,
-            hyper,
+            jt.array(hyper),
         )
-        return masks, jt.array(iou)
+        return masks.numpy()

@@ -4,12 +4,14 @@ one batch of points.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from sam import masks as M
+from sam import memory
 from sam.predictor import SamPredictor
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -34,7 +36,8 @@ class SamAutomaticMaskGenerator:
     Args:
         model: a ``sam.build.Sam`` with its weights loaded.
         points_per_side: the grid has this many points squared; None when ``point_grids`` is given.
-        points_per_batch: points decoded at once; bounds the memory.
+        points_per_batch: points decoded at once, at most; bounds the memory. Where so much is not
+            free, the batch is halved until it fits, with a warning.
         pred_iou_thresh: masks whose predicted IoU is not larger go.
         stability_score_thresh: masks whose stability score is smaller go.
         stability_score_offset: shift (in logits) of the threshold for that score.
@@ -83,6 +86,7 @@ class SamAutomaticMaskGenerator:
         self.predictor = SamPredictor(model)
         self.point_grids = point_grids
         self.points_per_batch = points_per_batch
+        self._known_to_fit = 0
         self.pred_iou_thresh = pred_iou_thresh
         self.stability_score_thresh = stability_score_thresh
         self.stability_score_offset = stability_score_offset
@@ -90,6 +94,7 @@ class SamAutomaticMaskGenerator:
         self.crop_n_layers = crop_n_layers
         self.crop_nms_thresh = crop_nms_thresh
         self.crop_overlap_ratio = crop_overlap_ratio
+        self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
 
@@ -126,9 +131,20 @@ class SamAutomaticMaskGenerator:
         self.predictor.set_image(image[y0:y1, x0:x1])
         points = self.point_grids[layer] * np.array([[x1 - x0, y1 - y0]])
         found: list[_Candidate] = []
-        for start in range(0, len(points), self.points_per_batch):
+        start = 0
+        while start < len(points):
             batch = points[start : start + self.points_per_batch]
-            found += self._of_points(batch, crop_xyxy, (h, w))
+            try:
+                # Jittor keeps what a batch took: the same size fits again.
+                if len(batch) > self._known_to_fit:
+                    memory.ask_for(len(batch))
+                found += self._of_points(batch, crop_xyxy, (h, w))
+            except (MemoryError, RuntimeError) as error:
+                # A larger batch than the one that failed is not tried again.
+                self.points_per_batch = memory.halved(len(batch), error)
+                continue
+            self._known_to_fit = max(self._known_to_fit, len(batch))
+            start += len(batch)
         self.predictor.reset_image()
         scores = np.array([candidate.predicted_iou for candidate in found], np.float32)
         return _suppressed(found, scores, self.box_nms_thresh)
@@ -139,13 +155,15 @@ class SamAutomaticMaskGenerator:
         """The masks of one batch of points (in crop coordinates) that pass the filters."""
         crop_hw = (crop_xyxy[3] - crop_xyxy[1], crop_xyxy[2] - crop_xyxy[0])
         coords = self.predictor.transform.apply_coords(points_xy, crop_hw)
-        low_res, iou = self.predictor.decode(coords[:, None], np.ones((len(coords), 1), np.int32))
+        limit = self.pred_iou_thresh if self.pred_iou_thresh > 0 else -math.inf
+        low_res, iou, decoded = self.predictor.decode(
+            coords[:, None], np.ones((len(coords), 1), np.int32), iou_limit=limit
+        )
         upscale = self.predictor.upscaler()
-        # The predicted IoU is known before the masks are enlarged: most of the work is saved here.
-        good = iou > np.float32(self.pred_iou_thresh) if self.pred_iou_thresh > 0 else iou == iou
         found = []
-        for point, channel in zip(*np.nonzero(good)):
-            logits = upscale(low_res[point, channel])
+        for row, channel in zip(*np.nonzero(iou[decoded] > np.float32(limit))):
+            point = decoded[row]
+            logits = upscale(low_res[row, channel])
             kept = self._stable(logits, crop_xyxy, size_hw)
             if kept is None:
                 continue

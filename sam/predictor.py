@@ -4,13 +4,17 @@ Jittor inside.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from core.runtime import jt
+from sam.common import to_numpy
 from sam.transforms import ResizeLongestSide
 from sam.upscale import MaskUpscaler
+
+Var = Any
 
 
 class SamPredictor:
@@ -25,6 +29,11 @@ class SamPredictor:
         self.transform = ResizeLongestSide(sam_model.image_encoder.img_size)
         self.reset_image()
 
+    @property
+    def device(self) -> str:
+        """Where the model computes, "cpu" or "cuda"."""
+        return self.model.device
+
     def reset_image(self) -> None:
         """Forget the current image."""
         self.is_image_set = False
@@ -32,9 +41,10 @@ class SamPredictor:
         self.original_size: tuple[int, int] | None = None
         self.input_size: tuple[int, int] | None = None
         self._upscaler: MaskUpscaler | None = None
+        self._encoded: np.ndarray | None = None
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Encode an image for the calls that follow.
+        """Encode an image for the calls that follow; the image that is set already is kept.
 
         Args:
             image: uint8 (H, W, 3).
@@ -51,20 +61,22 @@ class SamPredictor:
             )
         if image_format != self.model.image_format:
             image = image[..., ::-1]
+        if self._encoded is not None and np.array_equal(self._encoded, image):
+            return
         resized = self.transform.apply_image(np.ascontiguousarray(image))
         h, w = image.shape[:2]
-        self.set_transformed_image(resized.transpose(2, 0, 1)[None], (h, w))
+        self.set_torch_image(resized.transpose(2, 0, 1)[None], (h, w))
+        self._encoded = image.copy()
 
-    def set_transformed_image(
-        self, transformed_image: np.ndarray, original_size_hw: tuple[int, int]
+    def set_torch_image(
+        self, transformed_image: Var | np.ndarray, original_image_size: tuple[int, int]
     ) -> None:
-        """Encode an image that ``self.transform`` has resized already (the official
-        ``set_torch_image``).
+        """Encode an image that ``self.transform`` has resized already.
 
         Args:
             transformed_image: (1, 3, h, w) RGB values in 0-255, its longest side the encoder's
                 size.
-            original_size_hw: size of the image that masks are to have.
+            original_image_size: (H, W) of the image that masks are to have.
 
         Raises:
             ValueError: another shape.
@@ -74,7 +86,7 @@ class SamPredictor:
         if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != side:
             raise ValueError(f"expected (1, 3, h, w) with longest side {side}, got {shape}")
         self.reset_image()
-        self.original_size = (int(original_size_hw[0]), int(original_size_hw[1]))
+        self.original_size = (int(original_image_size[0]), int(original_image_size[1]))
         self.input_size = (int(shape[2]), int(shape[3]))
         with jt.no_grad():
             self.features = self.model.image_encoder(self.model.preprocess(transformed_image))
@@ -107,7 +119,7 @@ class SamPredictor:
             RuntimeError: no image is set. ValueError: points without labels.
         """
         size = self._image_size()
-        coords = labels = boxes = None
+        coords = labels = boxes = prior = None
         if point_coords is not None:
             if point_labels is None:
                 raise ValueError("point_labels must be given with point_coords")
@@ -115,23 +127,22 @@ class SamPredictor:
             labels = np.asarray(point_labels)[None]
         if box is not None:
             boxes = self.transform.apply_boxes(np.asarray(box), size)
-        prior = None if mask_input is None else np.asarray(mask_input)[None]
-        masks, iou, low_res = self.predict_batch(
-            coords, labels, boxes, prior, multimask_output, return_logits
-        )
-        return masks[0], iou[0], low_res[0]
+        if mask_input is not None:
+            prior = np.asarray(mask_input)[None]
+        low_res, iou, _ = self.decode(coords, labels, boxes, prior, multimask_output)
+        return self._enlarged(low_res, return_logits)[0], iou[0], low_res[0]
 
-    def predict_batch(
+    def predict_torch(
         self,
-        point_coords: np.ndarray | None,
-        point_labels: np.ndarray | None,
-        boxes: np.ndarray | None = None,
-        mask_input: np.ndarray | None = None,
+        point_coords: Var | np.ndarray | None,
+        point_labels: Var | np.ndarray | None,
+        boxes: Var | np.ndarray | None = None,
+        mask_input: Var | np.ndarray | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks for B prompts in coordinates that ``self.transform`` has resized (the official
-        ``predict_torch``).
+    ) -> tuple[Var, Var, Var]:
+        """Masks for B prompts in coordinates that ``self.transform`` has resized; Vars where the
+        official method has tensors.
 
         Args:
             point_coords: (B, N, 2). point_labels: (B, N). boxes: (B, 4). mask_input: (B, 1, l, l).
@@ -139,42 +150,47 @@ class SamPredictor:
         Returns:
             masks (B, C, H, W), predicted IoU (B, C), low-resolution logits (B, C, l, l).
         """
-        low_res, iou = self.decode(point_coords, point_labels, boxes, mask_input, multimask_output)
-        upscale = self.upscaler()
-        logits = np.stack([np.stack([upscale(mask) for mask in masks]) for masks in low_res])
-        masks = logits if return_logits else logits > np.float32(self.model.mask_threshold)
-        return masks, iou, low_res
+        low_res, iou, _ = self.decode(
+            point_coords, point_labels, boxes, mask_input, multimask_output
+        )
+        masks = self._enlarged(low_res, return_logits)
+        return jt.array(masks), jt.array(iou), jt.array(low_res)
 
     def decode(
         self,
-        point_coords: np.ndarray | None,
-        point_labels: np.ndarray | None,
-        boxes: np.ndarray | None = None,
-        mask_input: np.ndarray | None = None,
+        point_coords: Var | np.ndarray | None,
+        point_labels: Var | np.ndarray | None,
+        boxes: Var | np.ndarray | None = None,
+        mask_input: Var | np.ndarray | None = None,
         multimask_output: bool = True,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Like :meth:`predict_batch` without the enlargement: (B, C, l, l) logits and (B, C)
-        predicted IoU.
+        iou_limit: float = -math.inf,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Like :meth:`predict_torch` without the enlargement, for the prompts that have a mask of
+        predicted IoU above ``iou_limit``.
+
+        Returns:
+            Low-resolution logits (K, C, l, l) of those K prompts, predicted IoU (B, C) of all, the
+            indices (K,) of those prompts.
         """
         self._image_size()
+        coords, labels, corners, prior = (
+            None if values is None else to_numpy(values)
+            for values in (point_coords, point_labels, boxes, mask_input)
+        )
         with jt.no_grad():
-            points = None
-            if point_coords is not None:
-                labels = np.asarray(point_labels, np.int32)
-                points = (np.asarray(point_coords, np.float32), labels)
             sparse, dense = self.model.prompt_encoder(
-                points=points,
-                boxes=None if boxes is None else np.asarray(boxes, np.float32),
-                masks=None if mask_input is None else jt.array(mask_input.astype(np.float32)),
+                points=None if coords is None else (coords, labels),
+                boxes=corners,
+                masks=None if prior is None else jt.array(prior.astype(np.float32)),
             )
-            low_res, iou = self.model.mask_decoder(
-                image_embeddings=self.features,
-                image_pe=self.model.prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=multimask_output,
+            return self.model.mask_decoder.predict_above(
+                self.features,
+                self.model.prompt_encoder.get_dense_pe(),
+                sparse,
+                dense,
+                multimask_output,
+                iou_limit,
             )
-            return low_res.numpy(), iou.numpy()
 
     def upscaler(self) -> MaskUpscaler:
         """Function from low-resolution logits (l, l) to logits of the current image's size (H,
@@ -187,10 +203,16 @@ class SamPredictor:
             self._upscaler = MaskUpscaler(low, self.transform.target_length, self.input_size, size)
         return self._upscaler
 
-    def get_image_embedding(self) -> np.ndarray:
+    def get_image_embedding(self) -> Var:
         """float32 (1, 256, h, w) embedding of the current image."""
         self._image_size()
-        return self.features.numpy()
+        return self.features
+
+    def _enlarged(self, low_res: np.ndarray, return_logits: bool) -> np.ndarray:
+        """Logits (B, C, l, l) -> bool masks or logits (B, C, H, W)."""
+        upscale = self.upscaler()
+        logits = np.stack([np.stack([upscale(mask) for mask in masks]) for masks in low_res])
+        return logits if return_logits else logits > np.float32(self.model.mask_threshold)
 
     def _image_size(self) -> tuple[int, int]:
         if not self.is_image_set or self.original_size is None:

@@ -4,6 +4,8 @@ Pillow only).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -19,18 +21,31 @@ class ResizeLongestSide:
         h, w = self.get_preprocess_shape(image.shape[0], image.shape[1], self.target_length)
         return np.array(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
 
-    def apply_coords(self, coords_xy: np.ndarray, original_size_hw: tuple[int, int]) -> np.ndarray:
+    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
         """Points (..., 2) as (x, y) of the original image -> float64 points of the resized one."""
-        old_h, old_w = original_size_hw
+        old_h, old_w = original_size
         new_h, new_w = self.get_preprocess_shape(old_h, old_w, self.target_length)
-        return np.asarray(coords_xy, np.float64) * np.array([new_w / old_w, new_h / old_h])
+        return np.asarray(coords, np.float64) * np.array([new_w / old_w, new_h / old_h])
 
-    def apply_boxes(self, boxes_xyxy: np.ndarray, original_size_hw: tuple[int, int]) -> np.ndarray:
-        """Boxes (N, 4) of the original image -> float64 boxes (N, 4) of the resized one."""
-        return self.apply_coords(boxes_xyxy.reshape(-1, 2, 2), original_size_hw).reshape(-1, 4)
+    def apply_boxes(self, boxes: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
+        """xyxy boxes (N, 4) of the original image -> float64 boxes (N, 4) of the resized one."""
+        return self.apply_coords(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
+
+    def apply_coords_torch(self, coords: Any, original_size: tuple[int, int]) -> np.ndarray:
+        """:meth:`apply_coords` under its official name for tensors, float32; Vars or arrays."""
+        return self.apply_coords(_array(coords), original_size).astype(np.float32)
+
+    def apply_boxes_torch(self, boxes: Any, original_size: tuple[int, int]) -> np.ndarray:
+        """:meth:`apply_boxes` under its official name for tensors, float32; Vars or arrays."""
+        return self.apply_boxes(_array(boxes), original_size).astype(np.float32)
 
     @staticmethod
-    def get_preprocess_shape(old_h: int, old_w: int, long_side_length: int) -> tuple[int, int]:
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
         """(h, w) after the resize, each rounded half up."""
-        scale = long_side_length * 1.0 / max(old_h, old_w)
-        return int(old_h * scale + 0.5), int(old_w * scale + 0.5)
+        scale = long_side_length * 1.0 / max(oldh, oldw)
+        return int(oldh * scale + 0.5), int(oldw * scale + 0.5)
+
+
+def _array(values: Any) -> np.ndarray:
+    """The values of a Var, or anything that numpy takes, without starting Jittor."""
+    return values.numpy() if hasattr(values, "numpy") else np.asarray(values)

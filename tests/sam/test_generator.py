@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from core.errors import UserError
 from sam import masks as M
 from sam.mask_generator import SamAutomaticMaskGenerator
 from sam.transforms import ResizeLongestSide
@@ -43,6 +44,7 @@ class StandInPredictor:
         self.soft = soft
         self.batches: list[int] = []
         self.sizes: list[tuple[int, int]] = []
+        self.most, self.too_many = 10**6, Exception()
 
     def set_image(self, image: np.ndarray) -> None:
         h, w = image.shape[:2]
@@ -56,15 +58,21 @@ class StandInPredictor:
     def upscaler(self) -> MaskUpscaler:
         return self._upscaler
 
-    def decode(self, coords: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def decode(
+        self, coords: np.ndarray, labels: np.ndarray, iou_limit: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         assert coords.shape == (len(coords), 1, 2) and (labels == 1).all()
         self.batches.append(len(coords))
+        if len(coords) > self.most:
+            raise self.too_many
         logits = np.full((len(coords), 3, LOW, LOW), -5.0, np.float32)
         for masks, (x, y) in zip(logits, (coords[:, 0] // 16 * 4 + 2).astype(int)):
             for mask, half in zip(masks, (1, 2, 4)):
                 inside = 0.5 if self.soft and half == 4 else 5.0
                 mask[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = inside
-        return logits, np.tile(np.array([0.9, 0.8, 0.7], np.float32), (len(coords), 1))
+        iou = np.tile(np.array([0.9, 0.8, 0.7], np.float32), (len(coords), 1))
+        decoded = np.flatnonzero((iou > np.float32(iou_limit)).any(axis=1))
+        return logits[decoded], iou, decoded
 
 
 def generator(predictor: StandInPredictor | None = None, **settings: Any) -> Any:
@@ -126,6 +134,33 @@ def test_batches_bound_the_points_and_never_change_the_masks() -> None:
     assert one == many
 
 
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    expected = generator(points_per_batch=64).generate(IMAGE)
+    predictor = StandInPredictor()
+    predictor.most, predictor.too_many = 20, MemoryError()
+    small = generator(predictor, points_per_batch=64)
+    found = small.generate(IMAGE)
+    assert predictor.batches == [64, 32, 16, 16, 16, 16] and small.points_per_batch == 16
+    assert "out of memory with 32 points at a time; going on with 16" in capsys.readouterr().err
+    for a, b in zip(expected, found):
+        assert (a.pop("segmentation") == b.pop("segmentation")).all()
+    assert found == expected
+
+    predictor.most = 0
+    with pytest.raises(UserError, match="out of memory with a single point"):
+        generator(predictor).generate(IMAGE)
+
+
+def test_an_error_that_is_not_about_memory_comes_through() -> None:
+    predictor = StandInPredictor()
+    predictor.most, predictor.too_many = 0, RuntimeError("shapes do not fit together")
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        generator(predictor).generate(IMAGE)
+    assert predictor.batches == [64]
+
+
 def test_crops_cover_the_image_and_masks_cut_off_by_them_go() -> None:
     image = np.zeros((120, 160, 3), np.uint8)
     predictor = StandInPredictor()
@@ -151,11 +186,11 @@ def test_crops_cover_the_image_and_masks_cut_off_by_them_go() -> None:
 
 def test_small_regions_are_cleaned_and_fall_out_when_they_became_duplicates() -> None:
     class Speckled(StandInPredictor):
-        def decode(self, coords: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            logits, iou = super().decode(coords, labels)
+        def decode(self, *arguments: Any, **limit: float) -> Any:
+            logits, iou, decoded = super().decode(*arguments, **limit)
             logits[:, 1] = logits[:, 2]
             logits[:, 1, 0, 0] = logits[:, 1, 11, 15] = 5.0
-            return logits, iou
+            return logits, iou, decoded
 
     untouched = generator(Speckled()).generate(IMAGE)
     cleaned = generator(Speckled(), min_mask_region_area=40).generate(IMAGE)
@@ -255,7 +290,7 @@ def test_golden_sam_automatic_masks_of_a_photograph(goldens: Any, mobile_sam: An
     photo, rgb = next(iter(photos(goldens).items()))
     predictor = SamPredictor(mobile_sam)
     predictor.set_image(rgb)
-    assert relative_error(f, f"{photo}.embedding", predictor.get_image_embedding()) < 1e-4
+    assert relative_error(f, f"{photo}.embedding", predictor.get_image_embedding().numpy()) < 1e-4
     h, w = rgb.shape[:2]
     masks, iou, low_res = predictor.predict(np.array([[w / 2, h / 2]]), np.array([1]))
     assert relative_error(f, f"{photo}.centre_point.low_res", low_res) < 1e-4

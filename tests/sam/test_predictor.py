@@ -73,7 +73,7 @@ def test_golden_sam_predictor(goldens: Any, golden_predictor: Any, image: str) -
     assert (resized == expected).all()
     golden_predictor.set_image(rgb)
     assert list(golden_predictor.input_size) == f[f"{image}.input_size"].tolist()
-    embedding = golden_predictor.get_image_embedding()
+    embedding = golden_predictor.get_image_embedding().numpy()
     assert relative_error(f, f"{image}.image_embedding", embedding) < 5e-5
     coords = transform.apply_coords(f[f"{image}.point_coords"], size)
     np.testing.assert_allclose(coords, f[f"{image}.coords_transformed"], atol=1e-9)
@@ -114,7 +114,7 @@ def test_a_batch_of_prompts_is_the_prompts_one_by_one(predictor: Any) -> None:
     predictor.set_image(rgb)
     points = np.array([[[3.0, 4.0]], [[90.0, 60.0]]])
     coords = predictor.transform.apply_coords(points, (77, 130))
-    batch = predictor.predict_batch(coords, np.ones((2, 1), np.int32), return_logits=True)
+    batch = predictor.predict_torch(coords, np.ones((2, 1), np.int32), return_logits=True)
     assert batch[0].shape == (2, 3, 77, 130) and batch[2].shape == (2, 3, 64, 64)
     for i, point in enumerate(points):
         single = predictor.predict(point, np.array([1]), return_logits=True)
@@ -125,9 +125,50 @@ def test_a_batch_of_prompts_is_the_prompts_one_by_one(predictor: Any) -> None:
 def test_channel_order_is_the_caller_s_choice(predictor: Any) -> None:
     rgb = np.random.default_rng(2).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     predictor.set_image(rgb)
-    embedding = predictor.get_image_embedding()
+    embedding = predictor.get_image_embedding().numpy()
     predictor.set_image(rgb[..., ::-1], image_format="BGR")
-    np.testing.assert_array_equal(predictor.get_image_embedding(), embedding)
+    np.testing.assert_array_equal(predictor.get_image_embedding().numpy(), embedding)
+
+
+def test_an_image_that_is_set_already_is_not_encoded_again(
+    predictor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb = np.random.default_rng(3).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    sizes = []
+    set_torch_image = predictor.set_torch_image
+
+    def counted(pixels: np.ndarray, size: tuple[int, int]) -> None:
+        sizes.append(size)
+        set_torch_image(pixels, size)
+
+    monkeypatch.setattr(predictor, "set_torch_image", counted)
+    predictor.reset_image()
+    predictor.set_image(rgb)
+    predictor.set_image(rgb.copy())
+    assert len(sizes) == 1
+    rgb[0, 0, 0] += 1
+    predictor.set_image(rgb)
+    assert len(sizes) == 2
+    predictor.reset_image()
+    predictor.set_image(rgb)
+    assert len(sizes) == 3
+
+
+def test_only_prompts_above_the_limit_get_masks(predictor: Any) -> None:
+    rgb = np.random.default_rng(4).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    predictor.set_image(rgb)
+    coords = np.random.default_rng(5).uniform(0, 256, (37, 1, 2))
+    labels = np.ones((37, 1), np.int32)
+    masks, iou, everyone = predictor.decode(coords, labels)
+    assert masks.shape == (37, 3, 64, 64) and (everyone == np.arange(37)).all()
+    limit = float(np.median(iou.max(axis=1)))
+    some, same_iou, chosen = predictor.decode(coords, labels, iou_limit=limit)
+    assert (chosen == np.flatnonzero(iou.max(axis=1) > np.float32(limit))).all()
+    assert 0 < len(chosen) < 37
+    np.testing.assert_array_equal(same_iou, iou)
+    np.testing.assert_array_equal(some, masks[chosen])
+    none, _, nobody = predictor.decode(coords, labels, iou_limit=float(iou.max()))
+    assert none.shape == (0, 3, 64, 64) and len(nobody) == 0
 
 
 def test_what_is_refused(predictor: Any) -> None:
@@ -136,14 +177,14 @@ def test_what_is_refused(predictor: Any) -> None:
     with pytest.raises(RuntimeError, match="no image is set"):
         predictor.predict(np.zeros((1, 2)), np.ones(1))
     with pytest.raises(RuntimeError, match="no image is set"):
-        predictor.get_image_embedding()
+        predictor.get_image_embedding().numpy()
     for wrong in (rgb.astype(np.float32), rgb[..., 0], rgb.transpose(2, 0, 1)):
         with pytest.raises(ValueError, match="expected a uint8 image"):
             predictor.set_image(wrong)
     with pytest.raises(ValueError, match="image_format"):
         predictor.set_image(rgb, "HSV")
     with pytest.raises(ValueError, match="longest side 256"):
-        predictor.set_transformed_image(np.zeros((1, 3, 20, 30)), (20, 30))
+        predictor.set_torch_image(np.zeros((1, 3, 20, 30)), (20, 30))
     predictor.set_image(rgb)
     with pytest.raises(ValueError, match="point_labels"):
         predictor.predict(np.zeros((1, 2)))

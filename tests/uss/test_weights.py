@@ -255,7 +255,7 @@ def test_converted_weights_give_what_the_exported_graphs_give(
         predictor.transform.apply_image(rgb).transpose(2, 0, 1)[None]
     ).numpy()
     (embedding,) = judge.InferenceSession(str(encoder)).run(None, {"input": pixels})
-    assert np.abs(predictor.get_image_embedding() - embedding).max() < 1e-5
+    assert np.abs(predictor.get_image_embedding().numpy() - embedding).max() < 1e-5
 
     # The graph wants a padding point, and answers one point with the best of the three masks.
     h, w = rgb.shape[:2]
