@@ -156,6 +156,8 @@ def fit(
     report.open_sinks(plan.options.sinks, plan.folder, begin, plan.config)
     if distributed.is_main():
         write_json(plan.config_file, plan.config)
+    # What was drawn for the new network is drawn here: each step sets the generators anew.
+    jt.sync_all()
     for var in model.state_dict().values():
         _share(var)
     model.train()
