@@ -190,7 +190,8 @@ def _features(
     """Unit features (N, C4) of the readable images and those images, in their order."""
     from core.runtime import jt
 
-    dataset = EvalDataset(items, resize=config.cluster.resize, crop=config.cluster.crop)
+    settings = config.cluster
+    dataset = EvalDataset(items, settings.resize, settings.crop, settings.square)
     loader = Loader(
         dataset,
         config.cluster.batch_size,
@@ -215,7 +216,7 @@ def _features(
 
 def _write_list(path: Path, items: Sequence[ImageItem], clusters: np.ndarray) -> None:
     with atomic_write(path, "w") as file:
-        for item, cluster in zip(items, clusters):
+        for item, cluster in sorted(zip(items, clusters), key=lambda pair: pair[0].key):
             name = item.path.name
             prefix = item.path.parent.name + "/" if "/" in item.key else ""
             file.write(f"{prefix}{name} {cluster}\n")

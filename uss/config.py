@@ -80,6 +80,7 @@ class Cluster:
 
     batch_size: int = 256
     resize: int = 256  # shorter side, pixels
+    square: bool = False  # see Predict.square
     crop: int = 224
     iterations: int = 20
     redo: int = 30  # the best of so many starts is kept
@@ -101,11 +102,11 @@ class Masks:
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Steps 2.3 and 2.4: mask-averaged labels, kept where the averaged attention reaches a
-    threshold.
-    """
+    """Steps 2.3 and 2.4: nearest centres, kept where the attention reaches a threshold."""
 
+    per_mask: bool = True  # averaged over each mask; False = each pixel by itself, as in PASS
     resize: int = 256  # shorter side of the network's input, pixels
+    square: bool = False  # see Predict.square
     min_threshold: float = 0.20  # the sweep over the validation split, inclusive, in hundredths
     max_threshold: float = 0.80
     threshold: float = -1.0  # negative: take the sweep's best
@@ -135,10 +136,20 @@ class Predict:
     """Step 4: labels of whole images at their own size."""
 
     resize: int = 256  # shorter side of the network's input, pixels
-    square: bool = False  # True squashes to resize x resize, as checkpoints of the reference expect
+    square: bool = False  # squash to resize x resize, as Jittor-made checkpoints were used
+    fixed_pool: bool = False  # pool the UPerNet's pyramid as the Jittor of its checkpoint did
     max_res: int = (
         1000  # logits of images above max_res^2 pixels are capped to that area; 0 = never
     )
+
+
+@dataclass(frozen=True)
+class DistanceMatching:
+    """Evaluation of a trunk without training: labelled images name the pixels they resemble."""
+
+    neighbours: int = 10  # nearest labelled regions that vote on a pixel
+    temperature: float = 0.07  # of the cosine similarity in a vote's weight
+    resize: int = 256  # shorter side of the network's input, pixels
 
 
 @dataclass(frozen=True)
@@ -159,6 +170,7 @@ class Config:
     pseudo_labels: PseudoLabels = PseudoLabels()
     finetune: Finetune = Finetune()
     predict: Predict = Predict()
+    distance_matching: DistanceMatching = DistanceMatching()
 
 
 def luss50_r50() -> Config:
@@ -219,6 +231,48 @@ def luss919(arch: str) -> Config:
         num_classes=919,
         finetune=replace(config.finetune, label_scale=0.25),
         predict=replace(config.predict, max_res=600),
+    )
+
+
+def pass50(arch: str) -> Config:
+    """PASS as published for ImageNet-S50: no masks, plain head, 8 processes of 32 images.
+
+    Published with ResNet18: 29.2 / 29.3 mIoU (val / test), at threshold 0.41.
+    Command: ``DATA=/data/ImageNetS50 LAUNCH="mpirun -np 8" bash scripts/pass50.sh``.
+    """
+    config = Config(preset="pass50", arch=arch, seed=10010)
+    return _as_published(
+        replace(
+            config,
+            pretrain=replace(config.pretrain, batch_size=256, queue_length=2048),
+            pixel_attention=replace(config.pixel_attention, batch_size=256, threshold=0.0),
+            finetune=replace(config.finetune, batch_size=256),
+        )
+    )
+
+
+def pass300(arch: str) -> Config:
+    """PASS as published for ImageNet-S300: 18.0 / 18.1 mIoU with ResNet50, at threshold 0.40.
+
+    Command: ``DATA=/data/ImageNetS300 LAUNCH="mpirun -np 8" bash scripts/pass300.sh``.
+    """
+    return _as_published(replace(luss300(arch), preset="pass300"))
+
+
+def pass919(arch: str) -> Config:
+    """PASS as published for ImageNet-S919: 11.5 / 11.0 mIoU with ResNet50, at threshold 0.37.
+
+    Command: ``DATA=/data/ImageNetS919 LAUNCH="mpirun -np 8" bash scripts/pass919.sh``.
+    """
+    return _as_published(replace(luss919(arch), preset="pass919"))
+
+
+def _as_published(config: Config) -> Config:
+    """PASS's own steps 2.4 and 3: a label for each pixel by itself, and a head of one layer."""
+    return replace(
+        config,
+        pseudo_labels=replace(config.pseudo_labels, per_mask=False, min_threshold=0.0),
+        finetune=replace(config.finetune, head="plain"),
     )
 
 
@@ -290,23 +344,49 @@ def demo(arch: str) -> Config:
     )
 
 
+def _luss50(arch: str) -> Config:
+    return luss50_r50() if arch == "resnet50" else luss50_r18()
+
+
+# Name -> function of the trunk.
 PRESETS = {
-    "luss50": lambda arch: luss50_r50() if arch == "resnet50" else luss50_r18(),
+    "luss50": _luss50,
     "luss300": luss300,
     "luss919": luss919,
+    "pass50": pass50,
+    "pass300": pass300,
+    "pass919": pass919,
     "small": small,
     "demo": demo,
 }
 
 
-def preset(name: str, arch: str) -> Config:
+# Names that state the trunk too -> (preset, trunk).
+_WITH_TRUNK = {
+    "luss50_r18": ("luss50", "resnet18"),
+    "luss50_r50": ("luss50", "resnet50"),
+}
+PRESET_NAMES = (*PRESETS, *_WITH_TRUNK)
+
+
+def preset(name: str, arch: str | None = None) -> Config:
     """The configuration of preset ``name`` for trunk ``arch``.
 
+    Args:
+        name: one of :data:`PRESET_NAMES`.
+        arch: None takes the trunk that the preset was published with.
+
     Raises:
-        UserError: an unknown preset or trunk.
+        UserError: an unknown preset or trunk, or a trunk that contradicts the name.
     """
+    if name in _WITH_TRUNK:
+        base, trunk = _WITH_TRUNK[name]
+        if arch not in (None, trunk):
+            raise UserError(f"preset {name} is for {trunk}, but {arch} was asked for")
+        return PRESETS[base](trunk)
+    arch = ("resnet18" if name == "pass50" else "resnet50") if arch is None else arch
     if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset {name!r}: expected one of {', '.join(PRESET_NAMES)}")
     if arch not in ARCHS:
         raise UserError(f"unknown architecture {arch!r}: expected one of {', '.join(ARCHS)}")
     return PRESETS[name](arch)
