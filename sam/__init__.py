@@ -1,9 +1,9 @@
-"""Segment Anything: ``SamPredictor``, ``SamAutomaticMaskGenerator`` and ``sam_model_registry`` as
-in the official API.
+"""Segment Anything: ``SamPredictor``, ``SamAutomaticMaskGenerator``, ``sam_model_registry`` and the
+``build_sam`` functions as in the official API.
 
-The three names are resolved on first use, so that the numpy-only modules of this package
-(``masks``, ``mask_store``, ``superpixels``, ``transforms``, ``upscale``, ``onnx_weights``) import
-without starting Jittor.
+The names are resolved on first use, so that the numpy-only modules of this package (``masks``,
+``mask_store``, ``superpixels``, ``transforms``, ``upscale``, ``onnx_weights``) import without
+starting Jittor.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ _HOMES = {
     "SamPredictor": "sam.predictor",
     "SamAutomaticMaskGenerator": "sam.mask_generator",
     "sam_model_registry": "sam.build",
+    "build_sam": "sam.build",
+    "build_sam_vit_h": "sam.build",
+    "build_sam_vit_l": "sam.build",
+    "build_sam_vit_b": "sam.build",
+    "build_sam_vit_t": "sam.build",
 }
-__all__ = ["SamAutomaticMaskGenerator", "SamPredictor", "sam_model_registry"]  # noqa: F822
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

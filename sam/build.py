@@ -1,16 +1,18 @@
 """The Segment Anything models by name, and what surrounds the networks: colours, padding, sizes.
 
-``sam_model_registry[name](checkpoint=None)`` as in the official API. Without a checkpoint nothing
-is read and the weights are those of initialisation.
+``sam_model_registry[name](checkpoint=None)`` and the ``build_sam`` functions are as in the official
+API. Without a checkpoint nothing is read and the weights are those of initialisation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from core.errors import UserError
 from core.runtime import jt, nn
 from sam.common import to_numpy
 from sam.image_encoder import ImageEncoderViT
@@ -43,27 +45,99 @@ _VIT = {
 }
 
 
+# ImageNet's mean and standard deviation per channel, in 0..255; not part of the weights.
+_PIXEL_MEAN = (123.675, 116.28, 103.53)
+_PIXEL_STD = (58.395, 57.12, 57.375)
+
+
 class Sam(nn.Module):
-    """Image encoder, prompt encoder and mask decoder; use it through ``SamPredictor``.
+    """Image encoder, prompt encoder and mask decoder; mostly used through ``SamPredictor``.
 
     Args:
         image_encoder: (B, 3, s, s) -> (B, 256, s / 16, s / 16) with s its ``img_size``.
         prompt_encoder: see :class:`sam.prompt_encoder.PromptEncoder`.
         mask_decoder: see :class:`sam.mask_decoder.MaskDecoder`.
+        pixel_mean, pixel_std: of each channel of the input, RGB in 0..255.
     """
 
     mask_threshold = 0.0
     image_format = "RGB"
-    # ImageNet's mean and standard deviation per channel, in 0..255; not part of the weights.
-    pixel_mean = (123.675, 116.28, 103.53)
-    pixel_std = (58.395, 57.12, 57.375)
 
     def __init__(
-        self, image_encoder: Any, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder
+        self,
+        image_encoder: Any,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: MaskDecoder,
+        pixel_mean: Sequence[float] = _PIXEL_MEAN,
+        pixel_std: Sequence[float] = _PIXEL_STD,
     ) -> None:
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+
+    @property
+    def device(self) -> str:
+        """Where the model computes, "cpu" or "cuda": the device of the process."""
+        return "cuda" if jt.flags.use_cuda else "cpu"
+
+    def to(self, device: Any) -> Sam:
+        """Nothing to move: checks that ``device`` ("cpu", "cuda", "cuda:0", ...) is the process's.
+
+        Raises:
+            UserError: it is another one.
+        """
+        if str(device).partition(":")[0] != self.device:
+            raise UserError(
+                f"expected device {self.device!r}, on which Jittor runs here, got {device}; "
+                "set USS_DEVICE=cpu or USS_DEVICE=cuda before the start"
+            )
+        return self
+
+    def execute(
+        self, batched_input: Sequence[Mapping[str, Any]], multimask_output: bool
+    ) -> list[dict[str, Var]]:
+        """Masks for images that come with their prompts (the official ``forward``).
+
+        The images are encoded one by one, so that memory does not grow with their number.
+
+        Args:
+            batched_input: for each image ``image``, (3, h, w) RGB in 0..255 whose longer side is
+                ``img_size``; ``original_size``, (H, W) before that resize; and, each if there is
+                such a prompt, in pixels of the resized image: ``point_coords`` (B, N, 2) with
+                ``point_labels`` (B, N), ``boxes`` (B, 4), ``mask_inputs`` (B, 1, l, l). Vars or
+                arrays.
+            multimask_output: three masks (for ambiguous prompts) or one.
+
+        Returns:
+            For each image ``masks``, bool (B, C, H, W); ``iou_predictions`` (B, C);
+            ``low_res_logits`` (B, C, l, l).
+        """
+        with jt.no_grad():
+            return [self._answer(record, multimask_output) for record in batched_input]
+
+    def _answer(self, record: Mapping[str, Any], multimask_output: bool) -> dict[str, Var]:
+        image = to_numpy(record["image"])
+        points = None
+        if "point_coords" in record:
+            points = (record["point_coords"], record["point_labels"])
+        prior = record.get("mask_inputs")
+        sparse, dense = self.prompt_encoder(
+            points=points,
+            boxes=record.get("boxes"),
+            masks=None if prior is None else jt.array(to_numpy(prior).astype(np.float32)),
+        )
+        low_res, iou = self.mask_decoder(
+            image_embeddings=self.image_encoder(self.preprocess(image[None])),
+            image_pe=self.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask_output,
+        )
+        height, width = image.shape[-2:]
+        logits = self.postprocess_masks(low_res, (height, width), tuple(record["original_size"]))
+        masks = logits.numpy() > np.float32(self.mask_threshold)
+        return {"masks": jt.array(masks), "iou_predictions": iou, "low_res_logits": low_res}
 
     def preprocess(self, x: Var) -> Var:
         """Normalise the colours, then pad with zeros on the right and at the bottom.
@@ -103,7 +177,7 @@ class Sam(nn.Module):
         return jt.array(full.reshape(*low_res.shape[:2], *original_size))
 
 
-def build_sam(image_encoder: Any, checkpoint: str | Path | None = None) -> Sam:
+def sam_around(image_encoder: Any, checkpoint: str | Path | None = None) -> Sam:
     """A SAM around ``image_encoder``, in eval mode, with the weights of ``checkpoint`` if given.
 
     Raises:
@@ -126,26 +200,28 @@ def build_sam(image_encoder: Any, checkpoint: str | Path | None = None) -> Sam:
 
 def build_sam_vit_b(checkpoint: str | Path | None = None) -> Sam:
     """SAM with ViT-B (94 M parameters)."""
-    return build_sam(ImageEncoderViT(**_VIT["vit_b"]), checkpoint)  # type: ignore[arg-type]
+    return sam_around(ImageEncoderViT(**_VIT["vit_b"]), checkpoint)  # type: ignore[arg-type]
 
 
 def build_sam_vit_l(checkpoint: str | Path | None = None) -> Sam:
     """SAM with ViT-L (312 M parameters)."""
-    return build_sam(ImageEncoderViT(**_VIT["vit_l"]), checkpoint)  # type: ignore[arg-type]
+    return sam_around(ImageEncoderViT(**_VIT["vit_l"]), checkpoint)  # type: ignore[arg-type]
 
 
 def build_sam_vit_h(checkpoint: str | Path | None = None) -> Sam:
     """SAM with ViT-H (641 M parameters), the official default."""
-    return build_sam(ImageEncoderViT(**_VIT["vit_h"]), checkpoint)  # type: ignore[arg-type]
+    return sam_around(ImageEncoderViT(**_VIT["vit_h"]), checkpoint)  # type: ignore[arg-type]
 
 
 def build_sam_vit_t(checkpoint: str | Path | None = None) -> Sam:
     """MobileSAM: SAM with TinyViT (10 M parameters)."""
-    return build_sam(TinyViT(), checkpoint)
+    return sam_around(TinyViT(), checkpoint)
 
+
+build_sam = build_sam_vit_h
 
 sam_model_registry = {
-    "default": build_sam_vit_h,
+    "default": build_sam,
     "vit_h": build_sam_vit_h,
     "vit_l": build_sam_vit_l,
     "vit_b": build_sam_vit_b,

@@ -14,7 +14,7 @@ import pytest
 from core import ops
 from core.runtime import jt
 from sam import decoder_ops
-from sam.build import build_sam, build_sam_vit_b, build_sam_vit_t
+from sam.build import build_sam_vit_b, build_sam_vit_t, sam_around
 from sam.image_encoder import ImageEncoderViT
 from tests.conftest import relative_error
 
@@ -39,7 +39,7 @@ def small_sam(recipe: ModuleType) -> Any:
         window_size=4,
         global_attn_indexes=(1, 3),
     )
-    return fill(build_sam(encoder), recipe)
+    return fill(sam_around(encoder), recipe)
 
 
 def prompts(arrays: dict[str, np.ndarray], recipe: ModuleType, name: str) -> dict[str, Any]:

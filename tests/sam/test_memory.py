@@ -19,7 +19,7 @@ import resource, sys
 import numpy as np
 from core.runtime import jt, nn
 from sam import SamAutomaticMaskGenerator
-from sam.build import build_sam
+from sam.build import sam_around
 
 
 class Encoder(nn.Module):
@@ -35,7 +35,7 @@ def resident_mib():
 
 
 jt.set_global_seed(0)
-sam = build_sam(Encoder())
+sam = sam_around(Encoder())
 everything = dict(pred_iou_thresh=-1e9, stability_score_thresh=0.0)
 image = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
 """

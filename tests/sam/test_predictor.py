@@ -23,7 +23,7 @@ CALLS = {
 def predictor() -> Any:
     """A predictor with a SAM of input size 256 whose weights are those of initialisation."""
     from sam import SamPredictor
-    from sam.build import build_sam
+    from sam.build import sam_around
     from sam.image_encoder import ImageEncoderViT
 
     encoder = ImageEncoderViT(
@@ -35,7 +35,7 @@ def predictor() -> Any:
         window_size=4,
         global_attn_indexes=(1, 3),
     )
-    return SamPredictor(build_sam(encoder))
+    return SamPredictor(sam_around(encoder))
 
 
 @pytest.fixture(scope="module")
