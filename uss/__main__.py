@@ -18,11 +18,13 @@ from core.train_options import add_train_arguments, train_options
 from uss.config import ARCHS, PRESETS, Config, preset
 from uss.paths import PROJECT_ROOT, RunFolder
 
-# Command -> (module whose `run(config, data, run)` is the stage, help).
+# Command -> (module whose `run(config, data, run)` is the stage, help); it returns None or the exit
+# code.
 STAGES = {
     "pretrain": ("uss.pretrain", "step 1: self-supervised pretraining"),
     "pixel-attention": ("uss.pixel_attention", "step 2.1: pixel attention on the frozen trunk"),
     "cluster": ("uss.cluster", "step 2.2: k-means of attended image features"),
+    "masks": ("uss.masks", "masks of a split, for step 2.3 and test.py; any number of processes"),
     "pseudo-labels": ("uss.pseudo_labels", "steps 2.3 and 2.4: labels from masks"),
     "finetune": ("uss.finetune", "step 3: train the segmenter on the pseudo labels"),
     "predict": ("uss.predict", "step 4: label a split and zip it"),
@@ -81,6 +83,13 @@ def _run_stage(command: str, arguments: list[str]) -> int:
     add_train_arguments(parser)
     if command == "predict":
         parser.add_argument("--split", default="auto", help="auto: testB, testA, test, validation")
+    if command == "masks":
+        parser.add_argument("--split", default="train", help="folder below --data (default train)")
+        parser.add_argument(
+            "--check",
+            action="store_true",
+            help="make nothing: read every stored file, name and remove the broken ones",
+        )
     options = parser.parse_args(arguments)
     config = config_from(options)
     run = RunFolder((options.run or PROJECT_ROOT / "runs" / options.preset).absolute())
@@ -90,16 +99,20 @@ def _run_stage(command: str, arguments: list[str]) -> int:
         )
     if options.workers is not None:
         config = replace(config, workers=options.workers)
-    extra: dict[str, Any] = {"split": options.split} if command == "predict" else {}
+    extra: dict[str, Any] = {}
     if command in TRAINING:
         extra["options"] = train_options(options)
+    if command in ("masks", "predict"):
+        extra["split"] = options.split
+    if command == "masks":
+        extra["check"] = options.check
     started = time.monotonic()
-    importlib.import_module(module).run(config, options.data.absolute(), run, **extra)
+    code = importlib.import_module(module).run(config, options.data.absolute(), run, **extra)
     if distributed.is_main():
         seconds = time.monotonic() - started
         log.info(command, f"finished in {seconds:.0f} s")
         record_time(run, f"{command} {config.arch}", seconds)
-    return 0
+    return code or 0
 
 
 def record_time(run: RunFolder, stage: str, seconds: float) -> None:

@@ -6,7 +6,6 @@ the store, and an image is encoded only for masks that are missing or for a prom
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from core import log
 from core.errors import UserError
 from sam import masks as sam_masks
-from sam.mask_store import MaskStore
+from sam.mask_store import ImageIdentity, MaskStore
 from uss.config import Masks
 from uss.weights import SamWeights, find_sam, sam_at
 
@@ -56,6 +55,8 @@ def mask_source(config: Masks, sam_path: Path | None = None) -> MaskSource:
 class ImageMasks:
     """Masks of the images of one split, each made once and then read from its store in
     ``folder``.
+
+    Other processes may fill the same store meanwhile: at worst an image is computed twice.
     """
 
     def __init__(self, source: MaskSource, folder: Path) -> None:
@@ -64,12 +65,11 @@ class ImageMasks:
 
     def masks(self, key: str, rgb: np.ndarray) -> Iterator[np.ndarray]:
         """Masks (H, W) bool of the uint8 RGB image (H, W, 3) with this key, largest first."""
-        # Pixels and height take part in the name: a replaced image gets masks of its own.
-        name = f"{key}.{zlib.crc32(rgb.tobytes(), rgb.shape[0]):08x}"
-        records = self.store.get(name)
+        image = ImageIdentity.of(rgb)
+        records = self.store.get(key, image)
         if records is None:
             records = self.source.generate(rgb)
-            self.store.put(name, records)
+            self.store.put(key, image, records)
         return largest_first(records)
 
 

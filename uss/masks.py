@@ -1,0 +1,177 @@
+"""Fill the mask store of a split before the stages that read it, in as many processes as there are.
+
+Every MPI rank or task of a SLURM array starts at its own part of the images, then helps with what
+is left of the others'; processes that were started by hand do the same. Each image is claimed
+first, so none is made twice. Any of them may be killed and started again at any time.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core import log
+from core.claims import TIMEOUT_S, Claims
+from core.data.folders import ImageItem, list_images, split_folder
+from core.data.images import load_rgb
+from core.distributed import share
+from core.errors import UserError
+from core.worklist import named
+from sam.mask_store import ImageIdentity
+from uss.config import Config
+from uss.image_masks import ImageMasks, mask_source
+from uss.paths import RunFolder
+
+STAGE = "masks"
+# Between two looks at images that other processes hold.
+_WAIT_S = 1.0
+
+
+@dataclass
+class Tally:
+    """What one process did."""
+
+    made: int = 0
+    bytes: int = 0
+    seconds: float = 0.0  # spent on the images made
+    failed: dict[str, str] = field(default_factory=dict)  # key -> reason
+
+
+def run(
+    config: Config, data: Path, run: RunFolder, split: str = "train", check: bool = False
+) -> int:
+    """Make the masks of every image of a split that has none in ``run.masks(split)``.
+
+    What is there is told from file names alone; an image that was replaced is noticed by the stage
+    that reads it.
+
+    Args:
+        check: make nothing; read what is there, name the broken files and remove them.
+
+    Returns:
+        exit code: 1 when images could not be read, or when files were broken.
+
+    Raises:
+        UserError: no such split, no SAM weights, or the store cannot be written.
+    """
+    items = list_images(split_folder(data, split))
+    images = ImageMasks(mask_source(config.masks), run.masks(split))
+    stage = f"{STAGE} {split}"
+    if check:
+        return int(check_files(items, images, stage) > 0)
+    try:
+        tally = fill(items, images, stage)
+        images.store.remove_leftovers()
+    except OSError as error:
+        raise UserError(f"cannot write masks to {images.store.folder}: {error}") from error
+    return int(bool(tally.failed))
+
+
+def fill(
+    items: list[ImageItem], images: ImageMasks, stage: str, timeout_s: float = TIMEOUT_S
+) -> Tally:
+    """Return when each image has masks, made here or elsewhere, or has failed here.
+
+    Args:
+        timeout_s: see :class:`core.claims.Claims`.
+    """
+    tally = Tally()
+    by_key = {item.key: item for item in items}
+    missing = images.store.missing(by_key)
+    if len(missing) < len(items):
+        log.info(stage, f"{len(items) - len(missing)} of {len(items)} are there already")
+    own = set(share(list(by_key)))
+    with Claims(images.store.claims_folder, timeout_s) as claims:
+
+        def make(keys: Iterable[str]) -> list[str]:
+            """Make these; returns those that other processes are at."""
+            return [key for key in keys if not _settle(by_key[key], images, claims, tally)]
+
+        # Its own part, in order.
+        todo = [key for key in missing if key in own]
+        held = make(log.progress(todo, stage, total=len(todo)))
+
+        # What is left of the others', in an order of its own, so that helpers seldom meet.
+        if held or len(todo) < len(missing):
+            rest = [key for key in images.store.missing(by_key) if key not in tally.failed]
+            random.SystemRandom().shuffle(rest)
+            held = make(log.progress(rest, f"{stage}, helping", total=len(rest)))
+
+        # What the others are at, in case they do not finish it.
+        if held:
+            log.info(stage, f"waiting for other processes to finish {named(held)}")
+        while held:
+            time.sleep(_WAIT_S)
+            held = make(held)
+    _report(tally, len(items), images, stage)
+    return tally
+
+
+def check_files(items: list[ImageItem], images: ImageMasks, stage: str) -> int:
+    """Read the stored masks of this process's share of the images, name the broken files and remove
+    them; returns how many there were.
+    """
+    keys = [item.key for item in share(items)]
+    broken: dict[str, str] = {}
+    missing = 0
+    for key in log.progress(keys, f"{stage}, checking", total=len(keys)):
+        try:
+            fault = images.store.fault(key)
+        except FileNotFoundError:
+            missing += 1
+            continue
+        if fault is not None:
+            broken[key] = fault
+            log.warn(stage, f"{images.store.path(key)} is broken and goes: {fault}")
+            images.store.remove(key)
+    whole = len(keys) - missing - len(broken)
+    log.info(stage, f"{whole} whole, {_counted(broken, 'broken')}, {missing} not there")
+    if broken:
+        log.info(stage, "run the command without --check to make them again")
+    return len(broken)
+
+
+def _settle(item: ImageItem, images: ImageMasks, claims: Claims, tally: Tally) -> bool:
+    """Make the masks of an image unless they are there; False when another process is at it."""
+    store, key = images.store, item.key
+    if store.has(key):
+        return True
+    if not claims.claim(key):
+        return False
+    try:
+        # The owner before may have finished just now.
+        if store.has(key):
+            return True
+        started = time.monotonic()
+        rgb = load_rgb(item.path)
+        records = images.source.generate(rgb)
+        if not claims.still_mine(key):
+            log.warn(STAGE, f"{key}: this process stood still and another has taken over")
+            return False
+        tally.bytes += store.put(key, ImageIdentity.of(rgb), records)
+        tally.made += 1
+        tally.seconds += time.monotonic() - started
+    except UserError as error:
+        tally.failed[key] = str(error)
+        log.warn(STAGE, f"{key} failed: {error}")
+    finally:
+        claims.release(key)
+    return True
+
+
+def _report(tally: Tally, total: int, images: ImageMasks, stage: str) -> None:
+    found = total - tally.made - len(tally.failed)
+    text = f"{tally.made} made, {found} found, {_counted(tally.failed, 'failed')}"
+    if tally.made:
+        text += (
+            f"; {tally.seconds / tally.made:.2f} s and {tally.bytes / tally.made:.0f} bytes per "
+            f"image, {tally.bytes / 2**20:.1f} MiB"
+        )
+    log.info(stage, f"{text}: {images.store.folder}")
+
+
+def _counted(keys: dict[str, str], what: str) -> str:
+    return f"{len(keys)} {what} ({named(keys)})" if keys else f"0 {what}"
