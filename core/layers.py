@@ -145,24 +145,31 @@ class _L2Normalise(jt.Function):
         return self.scale * (dy - self.y * (self.y * dy).sum(self.dim, keepdims=True))
 
 
-def adaptive_avg_pool2d(x: Var, bins: int) -> Var:
+def adaptive_avg_pool2d(x: Var, bins: int, fixed: bool = False) -> Var:
     """Mean of an (N,C,H,W) map over cells -> (N,C,bins,bins), by PyTorch's rule.
 
     Bin i covers rows floor(i*H/bins) up to ceil((i+1)*H/bins): bins overlap where H is not a
     multiple, and a map smaller than the bins repeats its values.
+
+    ``fixed`` takes the rule of early Jittor instead: windows of one size, H - (bins-1)*s rows, at
+    steps of s = floor(H/bins); it has none for a map smaller than the bins, which is pooled as
+    above.
     """
     n, c, h, w = x.shape
-    cells = jt.array(_pooling_matrix(h, w, bins))
+    cells = jt.array(_pooling_matrix(h, w, bins, fixed))
     return nn.matmul(x.reshape(n * c, h * w), cells).reshape(n, c, bins, bins)
 
 
 @functools.lru_cache(maxsize=64)
-def _pooling_matrix(h: int, w: int, bins: int) -> np.ndarray:
+def _pooling_matrix(h: int, w: int, bins: int, fixed: bool) -> np.ndarray:
     """(h*w, bins*bins) float32: column = weights of one bin, row-major on both sides."""
 
     def along(size: int) -> np.ndarray:
         index = np.arange(bins)
         start, stop = index * size // bins, -(-(index + 1) * size // bins)
+        if fixed and size >= bins:
+            step = size // bins
+            start, stop = index * step, index * step + size - (bins - 1) * step
         inside = (np.arange(size)[:, None] >= start) & (np.arange(size)[:, None] < stop)
         return inside / (stop - start)
 

@@ -20,13 +20,19 @@ class UPerNet(ResNet):
     """(B,3,H,W) float32, normalised -> logits (B, num_classes+1, H/4, W/4); index 0 = other.
 
     ``head_width`` is 512 in the reference; on a CPU, nine tenths of the time go into the head, and
-    with the square of its width.
+    with the square of its width. ``fixed_pool``: see :func:`core.layers.adaptive_avg_pool2d`.
     """
 
-    def __init__(self, arch: str, num_classes: int, head_width: int = HEAD_WIDTH) -> None:
+    def __init__(
+        self,
+        arch: str,
+        num_classes: int,
+        head_width: int = HEAD_WIDTH,
+        fixed_pool: bool = False,
+    ) -> None:
         super().__init__(arch)
         self.num_classes = num_classes
-        self.last_layer = UPerHead(self.channels, head_width, num_classes + 1)
+        self.last_layer = UPerHead(self.channels, head_width, num_classes + 1, fixed_pool)
         initialise(self)
 
     def execute(self, x: Var) -> Var:
@@ -36,11 +42,16 @@ class UPerNet(ResNet):
 class UPerHead(nn.Module):
     """Maps [c1..c4], finest first -> logits (B,outputs,h,w) at the size of c1."""
 
-    def __init__(self, in_channels: Sequence[int], width: int, outputs: int) -> None:
+    def __init__(
+        self, in_channels: Sequence[int], width: int, outputs: int, fixed_pool: bool = False
+    ) -> None:
         super().__init__()
         deep = in_channels[-1]
         self.psp_modules = nn.Sequential(
-            *(nn.Sequential(_AdaptivePool(bins), ConvBnRelu(deep, width, 1)) for bins in POOL_BINS)
+            *(
+                nn.Sequential(_AdaptivePool(bins, fixed_pool), ConvBnRelu(deep, width, 1))
+                for bins in POOL_BINS
+            )
         )
         self.bottleneck = ConvBnRelu(deep + len(POOL_BINS) * width, width, 3)
         self.lateral_convs = nn.Sequential(*(ConvBnRelu(c, width, 1) for c in in_channels[:-1]))
@@ -82,12 +93,12 @@ class ConvBnRelu(nn.Module):
 
 
 class _AdaptivePool(nn.Module):
-    def __init__(self, bins: int) -> None:
+    def __init__(self, bins: int, fixed: bool) -> None:
         super().__init__()
-        self.bins = bins
+        self.bins, self.fixed = bins, fixed
 
     def execute(self, x: Var) -> Var:
-        return adaptive_avg_pool2d(x, self.bins)
+        return adaptive_avg_pool2d(x, self.bins, self.fixed)
 
 
 def _size_hw(x: Var) -> tuple[int, int]:

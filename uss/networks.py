@@ -67,7 +67,9 @@ def load_pixel_attention(path: Path, arch: str) -> Any:
     return model
 
 
-def load_segmenter(path: Path, arch: str | None = None, num_classes: int | None = None) -> Any:
+def load_segmenter(
+    path: Path, arch: str | None = None, num_classes: int | None = None, fixed_pool: bool = False
+) -> Any:
     """The fine-tuned network of a checkpoint, in eval mode, with ``.arch`` and ``.num_classes``.
 
     Trunk, head (UPerNet or the plain 1x1 convolution) and class count come from the checkpoint.
@@ -75,6 +77,7 @@ def load_segmenter(path: Path, arch: str | None = None, num_classes: int | None 
     Args:
         path: any checkpoint file that ``core.torch_reader`` reads.
         arch, num_classes: what the user asked for, checked against the file; None takes any.
+        fixed_pool: how a UPerNet pools its pyramid.
 
     Raises:
         UserError: not a segmentation checkpoint, or not the trunk or class count asked for.
@@ -99,7 +102,7 @@ def load_segmenter(path: Path, arch: str | None = None, num_classes: int | None 
             f"pass --num-classes {found_classes} or another checkpoint"
         )
     if key == _UPERNET_KEY:
-        model = UPerNet(found_arch, found_classes, head_width=int(state[key].shape[1]))
+        model = UPerNet(found_arch, found_classes, int(state[key].shape[1]), fixed_pool)
     else:
         model = PlainSegmenter(found_arch, found_classes)
     load_state(model, state, str(path))

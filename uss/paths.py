@@ -27,9 +27,15 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run; nothing is created by asking."""
+    """Paths of one run; nothing is created by asking.
+
+    ``given_checkpoint`` and ``given_centroids`` are files that the user named to be used instead of
+    the run's own products of an earlier stage.
+    """
 
     root: Path
+    given_checkpoint: Path | None = None
+    given_centroids: Path | None = None
 
     def pretrain(self, arch: str) -> Path:
         """Folder of the self-supervised pretraining of trunk ``arch``."""

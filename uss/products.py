@@ -1,4 +1,5 @@
-"""Which file a stage starts from: the run's own product, else the published one in ``weights/``.
+"""Which file a stage starts from: a given one, else the run's own product, else the published one
+in ``weights/``.
 
 Each function says in a line which file was taken, and ends with a :class:`UserError` that names the
 missing file and the command that makes it. The published names are those of the reference.
@@ -24,37 +25,45 @@ _SCRIPT = {"resnet50": "bash train_1.sh", "resnet18": "bash train_2.sh"}
 
 def pretrained(run: RunFolder, arch: str) -> Path:
     """Checkpoint of step 1 from which the pixel attention of ``arch`` starts."""
-    return _choose("pretrain", run.pretrain(arch) / CHECKPOINT, None, _SCRIPT[arch])
+    own = run.pretrain(arch) / CHECKPOINT
+    return _choose("pretrain", run.given_checkpoint, own, None, _SCRIPT[arch])
 
 
 def trunk(run: RunFolder, arch: str) -> Path:
     """Checkpoint whose trunk the segmenter starts from."""
     published = WEIGHTS / PUBLISHED_TRUNK
-    return _choose("finetune", run.pretrain(arch) / CHECKPOINT, published, _SCRIPT[arch])
+    own = run.pretrain(arch) / CHECKPOINT
+    return _choose("finetune", run.given_checkpoint, own, published, _SCRIPT[arch])
 
 
 def pixel_attention(run: RunFolder, arch: str) -> Path:
     """Checkpoint of the pixel-attention network, for clustering and pseudo labels."""
     published = WEIGHTS / PUBLISHED_PIXEL_ATTENTION
-    return _choose(
-        "pixel attention", run.pixel_attention(arch) / CHECKPOINT, published, _SCRIPT[arch]
-    )
+    own = run.pixel_attention(arch) / CHECKPOINT
+    return _choose("pixel attention", run.given_checkpoint, own, published, _SCRIPT[arch])
 
 
 def centroids(run: RunFolder, arch: str) -> Path:
     """Cluster centres, a float32 array (clusters, channels of layer4)."""
     published = WEIGHTS / PUBLISHED_CENTROIDS
-    return _choose("centroids", run.cluster(arch) / "centroids.npy", published, _SCRIPT[arch])
+    own = run.cluster(arch) / "centroids.npy"
+    return _choose("centroids", run.given_centroids, own, published, _SCRIPT[arch])
 
 
 def segmenter(run: RunFolder) -> Path:
     """Checkpoint of the fine-tuned segmenter."""
     published = WEIGHTS / PUBLISHED_SEGMENTER
-    return _choose("segmenter", run.segmenter / CHECKPOINT, published, "bash train_4.sh")
+    own = run.segmenter / CHECKPOINT
+    return _choose("segmenter", run.given_checkpoint, own, published, "bash train_4.sh")
 
 
-def _choose(what: str, own: Path, published: Path | None, command: str) -> Path:
-    """``own`` where it exists, else ``published``."""
+def _choose(what: str, given: Path | None, own: Path, published: Path | None, command: str) -> Path:
+    """``given`` where the user named a file, else ``own`` where it exists, else ``published``."""
+    if given is not None:
+        if not given.is_file():
+            raise UserError(f"{what}: {given} does not exist; name an existing file")
+        log.info(what, f"using {given}, as asked")
+        return given
     if own.is_file():
         log.info(what, f"using {own}")
         return own

@@ -182,6 +182,22 @@ def test_golden_upernet(goldens, recipe, case):
         assert relative_error(arrays, f"{case}.ppm_pool{bins}", value) < EVAL
 
 
+@pytest.mark.parametrize("case", ["narrow.s64_8", "narrow.s56_7", "narrow.rect96x64_12x8"])
+def test_golden_upernet_of_fixed_windows(goldens, recipe, case):
+    """Sizes that 1, 2, 3 and 6 do not divide, by the rule of the Jittor that made the golden."""
+    arrays = goldens("H_upernet_head")
+    head, maps = _upernet_case(arrays, recipe, case, int(arrays["seed"]), fixed_pool=True)
+    head.eval()
+    with jt.no_grad():
+        logits = head(maps).numpy()
+        psp = head.pyramid(maps[-1]).numpy()
+        pooled = {bins: adaptive_avg_pool2d(maps[-1], bins, True).numpy() for bins in (1, 2, 3, 6)}
+    assert relative_error(arrays, f"{case}.logits", logits) < EVAL
+    assert relative_error(arrays, f"{case}.psp", psp) < EVAL
+    for bins, value in pooled.items():
+        assert relative_error(arrays, f"{case}.ppm_pool{bins}", value) < EVAL
+
+
 def test_golden_upernet_train(goldens, recipe):
     arrays = goldens("H_upernet_head")
     case = "narrow.s48_12"
@@ -205,10 +221,10 @@ def test_golden_upernet_train(goldens, recipe):
         assert relative_error(arrays, f"{case}.after:{key}", got) < 1e-4, key
 
 
-def _upernet_case(arrays, recipe, case: str, seed: int):
+def _upernet_case(arrays, recipe, case: str, seed: int, fixed_pool: bool = False):
     kind = case.split(".")[0]
     channels = arrays[f"{kind}.in_channels"].tolist()
-    head = UPerHead(channels, {"narrow": 32, "wide": 512}[kind], 51)
+    head = UPerHead(channels, {"narrow": 32, "wide": 512}[kind], 51, fixed_pool)
     fill(head, recipe, "last_layer.")
     batch = {"narrow": 2, "wide": 1}[kind]
     shapes = [(batch, c, *hw) for c, hw in zip(channels, arrays[f"{case}.sizes"].tolist())]
