@@ -1,7 +1,8 @@
-"""Steps 2.3 and 2.4: pseudo labels, averaged over SAM's masks.
+"""Steps 2.3 and 2.4: pseudo labels, averaged over SAM's masks or of each pixel by itself.
 
 Each mask takes the cluster whose centre is nearest to its mean feature, and the mean attention
-inside it decides whether it counts as foreground. The threshold for that is the one that gives
+inside it decides whether it counts as foreground; without masks (PASS) each pixel does so. The
+threshold for that is the one that gives
 the validation split its best mIoU: the only place where the pipeline looks at ground truth, and
 it looks at masks of the validation split only.
 """
@@ -9,20 +10,28 @@ it looks at masks of the validation split only.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from core import distributed, log
-from core.data.folders import ImageItem, list_images, mask_path, split_folder
+from core.data.folders import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
 from core.errors import UserError
 from core.files import atomic_write, read_json, sha256_of, write_json
-from core.labels import load_label, save_label
-from core.threshold_curve import ThresholdCurve, hundredths
+from core.labels import save_label
+from core.threshold_curve import hundredths
 from core.worklist import Worklist, is_whole_label, named
 from uss import products
 from uss.config import Config
-from uss.evaluate import ARCHIVE_SUFFIX, best_point, curve_dict, labelled_images
+from uss.config import PseudoLabels as Settings
+from uss.evaluate import (
+    ARCHIVE_SUFFIX,
+    best_point,
+    curve_dict,
+    labelled_images,
+    threshold_curve,
+)
 from uss.image_masks import ImageMasks, MaskSource, mask_source
 from uss.mask_average import LevelledLabel, label_from_masks
 from uss.networks import load_pixel_attention, network_input
@@ -31,38 +40,67 @@ from uss.paths import RunFolder
 STAGE = "pseudo labels"
 _HUNDREDTHS = np.array(hundredths(0, 100), dtype=np.float32)
 _UNCOVERED = ("pixels", "background")
+MODES = ("all", "validation", "train")
 
 
-def run(config: Config, data: Path, run: RunFolder) -> None:
+def run(config: Config, data: Path, run: RunFolder, mode: str = "all") -> None:
     """Choose the threshold on the validation split, then label the training split with it.
 
     Writes ``run.threshold`` and ``run.pseudo_labels("train")/<key>.png``, of each training
     image's own size; both parts continue where an earlier run with the same settings stopped. A
     broken image is named, left out and counted.
 
+    Args:
+        mode: "validation" only chooses the threshold, "train" only labels, with the threshold that
+            is set or was chosen before.
+
     Raises:
         UserError: a missing product, or products that do not fit each other or the configuration;
             no validation masks while ``pseudo_labels.threshold`` is not set.
     """
-    if config.pseudo_labels.uncovered not in _UNCOVERED:
-        raise UserError(
-            f"pseudo_labels.uncovered must be one of {', '.join(_UNCOVERED)}, "
-            f"not {config.pseudo_labels.uncovered!r}"
-        )
+    _check(config.pseudo_labels, mode)
     checkpoint = products.pixel_attention(run, config.arch)
     centroids = products.centroids(run, config.arch)
-    train = list_images(split_folder(data, "train"))
-    sweep = config.pseudo_labels.threshold < 0
+    train = list_images(split_folder(data, "train")) if mode != "validation" else []
+    threshold = config.pseudo_labels.threshold
+    sweep = mode == "validation" or (mode == "all" and threshold < 0)
     validation = _validation_items(data) if sweep else []
+    if not sweep and threshold < 0:
+        threshold = _chosen_threshold(run)
     labeller = Labeller(config, checkpoint, centroids)
-    source = mask_source(config.masks)
+    source = mask_source(config.masks) if config.pseudo_labels.per_mask else None
     if sweep:
         threshold = _sweep(config, data, run, labeller, source, validation)
-    else:
-        threshold = config.pseudo_labels.threshold
-        if distributed.is_main():
-            write_json(run.threshold, {"threshold": threshold, "chosen_by": "setting"})
-    _label_train(run, labeller, source, train, threshold)
+    elif config.pseudo_labels.threshold >= 0 and distributed.is_main():
+        write_json(run.threshold, {"threshold": threshold, "chosen_by": "setting"})
+    if mode != "validation":
+        _label_train(run, labeller, source, train, threshold)
+
+
+def _check(settings: Settings, mode: str) -> None:
+    """Stop before anything is loaded where a setting cannot work."""
+    if mode not in MODES:
+        raise UserError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if settings.uncovered not in _UNCOVERED:
+        raise UserError(
+            f"pseudo_labels.uncovered must be one of {', '.join(_UNCOVERED)}, "
+            f"not {settings.uncovered!r}"
+        )
+    if not settings.per_mask and settings.uncovered != "pixels":
+        raise UserError(
+            "without masks (pseudo_labels.per_mask=false) every pixel is uncovered: "
+            "pseudo_labels.uncovered must be pixels"
+        )
+    if settings.threshold >= 2:  # nothing reaches more than 1, which some ask for on purpose
+        raise UserError(
+            f"pseudo_labels.threshold is a fraction, not {settings.threshold:g}; "
+            f"did you mean {settings.threshold / 100:g}?"
+        )
+
+
+def _chosen_threshold(run: RunFolder) -> float:
+    expected = "the threshold that the sweep chose (--mode validation), or --threshold,"
+    return float(read_json(run.threshold, expected)["threshold"])
 
 
 class Labeller:
@@ -77,20 +115,23 @@ class Labeller:
     """
 
     def __init__(self, config: Config, checkpoint: Path, centroids: Path) -> None:
-        self._resize = config.pseudo_labels.resize
-        self._uncovered = config.pseudo_labels.uncovered
+        self._settings = config.pseudo_labels
         self._model = load_pixel_attention(checkpoint, config.arch)
         self._centres = load_centroids(centroids, config.num_classes, self._model.channels[3])
         #: Everything that decides a label, except for the masks; JSON serialisable.
         self.settings = {
             "checkpoint_sha256": sha256_of(checkpoint),
             "centroids_sha256": sha256_of(centroids),
-            "resize": self._resize,
-            "uncovered": self._uncovered,
+            "resize": self._settings.resize,
+            "square": self._settings.square,
+            "uncovered": self._settings.uncovered,
         }
 
-    def label(self, item: ImageItem, masks: ImageMasks) -> LevelledLabel:
+    def label(self, item: ImageItem, masks: ImageMasks | None) -> LevelledLabel:
         """Label and attention level of each pixel of an image, at its own size.
+
+        Without ``masks`` each pixel stands for itself: the label of the nearest place of the
+        feature grid, and the attention there, interpolated.
 
         Raises:
             UserError: the image cannot be read.
@@ -98,9 +139,8 @@ class Labeller:
         rgb = load_rgb(item.path)
         scores, attention = self._scores_and_attention(rgb)
         size_hw = (rgb.shape[0], rgb.shape[1])
-        return label_from_masks(
-            scores, attention, masks.masks(item.key, rgb), size_hw, self._uncovered
-        )
+        regions = () if masks is None else masks.masks(item.key, rgb)
+        return label_from_masks(scores, attention, regions, size_hw, self._settings.uncovered)
 
     def _scores_and_attention(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cosine to each centre (C, h, w) and mean attention (h, w), float32, on the feature
@@ -109,8 +149,9 @@ class Labeller:
         from core.layers import l2_normalise
         from core.runtime import jt
 
+        image = network_input(rgb, self._settings.resize, self._settings.square)
         with jt.no_grad():
-            features, attention = self._model.features(jt.array(network_input(rgb, self._resize)))
+            features, attention = self._model.features(jt.array(image))
             unit = l2_normalise(features).numpy()[0]
             mean_attention = attention.mean(1).numpy()[0]
         scores = self._centres @ unit.reshape(len(unit), -1)
@@ -159,12 +200,12 @@ def _sweep(
     data: Path,
     run: RunFolder,
     labeller: Labeller,
-    source: MaskSource,
+    source: MaskSource | None,
     items: list[ImageItem],
 ) -> float:
     """Label the validation split without threshold, then take the threshold of highest mIoU."""
-    masks = ImageMasks(source, run.masks("validation"))
-    settings = {**labeller.settings, "masks": source.fingerprint}
+    masks = None if source is None else ImageMasks(source, run.masks("validation"))
+    settings = {**labeller.settings, "masks": _fingerprint(source)}
     work = Worklist(run.pseudo_labels("validation"), settings, suffix=ARCHIVE_SUFFIX)
 
     def label(item: ImageItem, path: Path) -> None:
@@ -175,7 +216,7 @@ def _sweep(
     if distributed.is_main():
         _choose_threshold(config, data, run, work, items)
     distributed.barrier()
-    return float(read_json(run.threshold, "the threshold that the sweep chose")["threshold"])
+    return _chosen_threshold(run)
 
 
 def _choose_threshold(
@@ -184,15 +225,9 @@ def _choose_threshold(
     done = _finished(work, items, "validation")
     settings = config.pseudo_labels
     first, last = round(settings.min_threshold * 100), round(settings.max_threshold * 100)
-    curve = ThresholdCurve(config.num_classes, hundredths(first, last))
-    for item in log.progress(done, f"{STAGE} sweep"):
-        truth_path = mask_path(data, "validation", item.key)
-        levelled = _load_levels(work.path_of(item))
-        try:
-            curve.update(levelled.label, levelled.level, load_label(truth_path))
-        except UserError as error:
-            raise UserError(f"{truth_path}: {error}") from error
-    points = curve.points()
+    points = threshold_curve(
+        work.folder, data, "validation", config.num_classes, hundredths(first, last), done
+    )
     best = best_point(points)
     facts = {"chosen_by": "validation masks", "images": len(done), "arch": config.arch}
     write_json(run.threshold, {**curve_dict(points), **facts})
@@ -206,12 +241,12 @@ def _choose_threshold(
 def _label_train(
     run: RunFolder,
     labeller: Labeller,
-    source: MaskSource,
+    source: MaskSource | None,
     items: list[ImageItem],
     threshold: float,
 ) -> None:
-    masks = ImageMasks(source, run.masks("train"))
-    settings = {**labeller.settings, "masks": source.fingerprint, "threshold": threshold}
+    masks = None if source is None else ImageMasks(source, run.masks("train"))
+    settings = {**labeller.settings, "masks": _fingerprint(source), "threshold": threshold}
     work = Worklist(run.pseudo_labels("train"), settings)
 
     def label(item: ImageItem, path: Path) -> None:
@@ -222,6 +257,10 @@ def _label_train(
     if distributed.is_main():
         done = _finished(work, items, "train")
         log.info(STAGE, f"{len(done)} labels of train at threshold {threshold:.2f}: {work.folder}")
+
+
+def _fingerprint(source: MaskSource | None) -> Any:
+    return None if source is None else source.fingerprint
 
 
 def _finished(work: Worklist, items: list[ImageItem], split: str) -> list[ImageItem]:
@@ -254,8 +293,3 @@ def _save_levels(path: Path, levelled: LevelledLabel) -> None:
         np.savez_compressed(
             file, label=levelled.label.astype(np.uint16), hundredths=steps.astype(np.uint8)
         )
-
-
-def _load_levels(path: Path) -> LevelledLabel:
-    with np.load(path, allow_pickle=False) as file:
-        return LevelledLabel(file["label"].astype(np.int32), _HUNDREDTHS[file["hundredths"]])

@@ -187,3 +187,61 @@ def test_a_segmenter_is_no_pixel_attention_network(
     config = replace(CONFIG, pseudo_labels=replace(CONFIG.pseudo_labels, threshold=0.5))
     with pytest.raises(UserError, match="pixel-attention network"):
         pseudo_labels.run(config, tmp_path / "data", run_folder)
+
+
+PIXELS = replace(CONFIG, pseudo_labels=replace(CONFIG.pseudo_labels, per_mask=False))
+
+
+def test_without_masks_each_pixel_stands_for_itself(
+    tmp_path: Path,
+    run_folder: RunFolder,
+    source: QuarterMasks,
+    attention_checkpoint: Path,
+    centroids: np.ndarray,
+) -> None:
+    data = tmp_path / "data"
+    (key, *_) = write_photographs(data, "train", 2)
+    write_photographs(data, "validation", 2, masks=True)
+    pseudo_labels.run(PIXELS, data, run_folder, mode="validation")
+    assert not run_folder.pseudo_labels("train").exists()
+    threshold = read_json(run_folder.threshold, "threshold")["threshold"]
+    by_hand = replace(PIXELS, pseudo_labels=replace(PIXELS.pseudo_labels, threshold=threshold))
+    pseudo_labels.run(PIXELS, data, run_folder, mode="train")
+    (before,) = labels_of(run_folder, [key])
+    assert read_json(run_folder.threshold, "threshold")["chosen_by"] == "validation masks"
+    pseudo_labels.run(by_hand, data, run_folder, mode="train")
+    assert read_json(run_folder.threshold, "threshold")["chosen_by"] == "setting"
+    assert not source.generated
+
+    # The long way round, as PASS writes it down.
+    rgb = load_rgb(data / "train" / f"{key}.png")
+    height, width = rgb.shape[:2]
+    model = load_pixel_attention(attention_checkpoint, "resnet18")
+    features, attention = (part.numpy()[0] for part in model.features(network_input(rgb, 64)))
+    unit = features / np.linalg.norm(features, axis=0)
+    centres = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
+    label = 1 + np.tensordot(centres, unit, 1).argmax(0)
+    rows = np.arange(height) * label.shape[0] // height
+    columns = np.arange(width) * label.shape[1] // width
+    level = cv2.resize(attention.mean(0), (width, height), interpolation=cv2.INTER_LINEAR)
+    expected = np.where(level < threshold, 0, label[rows][:, columns])
+    assert (before == expected).mean() > 0.99  # equal but for levels at the very threshold
+    np.testing.assert_array_equal(labels_of(run_folder, [key])[0], before)
+
+
+@pytest.mark.parametrize(
+    ("fields", "mode", "message"),
+    [
+        ({"per_mask": False, "uncovered": "background"}, "all", "without masks"),
+        ({"threshold": 41.0}, "all", "did you mean 0.41"),
+        ({}, "test", "--mode must be one of"),
+        ({}, "train", "--mode validation"),
+    ],
+)
+def test_settings_that_cannot_work(
+    tmp_path: Path, run_folder: RunFolder, fields: dict, mode: str, message: str
+) -> None:
+    write_photographs(tmp_path / "data", "train", 2)
+    config = replace(CONFIG, pseudo_labels=replace(CONFIG.pseudo_labels, **fields))
+    with pytest.raises(UserError, match=message):
+        pseudo_labels.run(config, tmp_path / "data", run_folder, mode)
