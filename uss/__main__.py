@@ -15,7 +15,7 @@ from core import config as core_config
 from core import distributed, log
 from core.errors import UserError, main_guard
 from core.train_options import add_train_arguments, train_options
-from uss.config import ARCHS, PRESETS, Config, preset
+from uss.config import ARCHS, PRESET_NAMES, Config, preset
 from uss.paths import PROJECT_ROOT, RunFolder
 
 # Command -> (module whose `run(config, data, run)` is the stage, help); it returns None or the exit
@@ -28,6 +28,7 @@ STAGES = {
     "pseudo-labels": ("uss.pseudo_labels", "steps 2.3 and 2.4: labels from masks"),
     "finetune": ("uss.finetune", "step 3: train the segmenter on the pseudo labels"),
     "predict": ("uss.predict", "step 4: label a split and zip it"),
+    "distance-matching": ("uss.distance_matching", "score a trunk by its nearest labelled regions"),
 }
 # Those that take training options.
 TRAINING = ("pretrain", "pixel-attention", "finetune")
@@ -57,8 +58,8 @@ def main(arguments: list[str]) -> int:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that choose a configuration: --preset, --arch, --set."""
-    parser.add_argument("--preset", default="luss50", choices=sorted(PRESETS))
-    parser.add_argument("--arch", default="resnet50", choices=ARCHS)
+    parser.add_argument("--preset", default="luss50", choices=sorted(PRESET_NAMES))
+    parser.add_argument("--arch", choices=ARCHS, help="trunk (default: the preset's)")
     parser.add_argument(
         "--set",
         action="append",
@@ -70,7 +71,16 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def config_from(options: argparse.Namespace) -> Config:
     """The configuration that :func:`add_config_arguments` describes."""
-    return core_config.override(preset(options.preset, options.arch), options.set)
+    # Flags that stand for a setting are named after it.
+    flags = [
+        f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in vars(options).items()
+        if "." in key and value is not None
+    ]
+    shallow = getattr(options, "pretrain.shallow", None)
+    if shallow is not None and getattr(options, "pretrain.loss_weights") is None:
+        flags.append(f"pretrain.loss_weights={','.join(['1'] * (1 + len(shallow)))}")
+    return core_config.override(preset(options.preset, options.arch), [*options.set, *flags])
 
 
 def _run_stage(command: str, arguments: list[str]) -> int:
@@ -81,18 +91,14 @@ def _run_stage(command: str, arguments: list[str]) -> int:
     parser.add_argument("--run", type=Path, help="run folder (default runs/PRESET)")
     parser.add_argument("--workers", type=int, help="processes that read images; 0: none beside")
     add_train_arguments(parser)
-    if command == "predict":
-        parser.add_argument("--split", default="auto", help="auto: testB, testA, test, validation")
-    if command == "masks":
-        parser.add_argument("--split", default="train", help="folder below --data (default train)")
-        parser.add_argument(
-            "--check",
-            action="store_true",
-            help="make nothing: read every stored file, name and remove the broken ones",
-        )
+    _add_stage_arguments(parser, command)
     options = parser.parse_args(arguments)
     config = config_from(options)
-    run = RunFolder((options.run or PROJECT_ROOT / "runs" / options.preset).absolute())
+    run = RunFolder(
+        (options.run or PROJECT_ROOT / "runs" / options.preset).absolute(),
+        given_checkpoint=getattr(options, "pretrained", None),
+        given_centroids=getattr(options, "centroids", None),
+    )
     if not options.data.is_dir():
         raise UserError(
             f"data folder {options.data} does not exist; name it with DATA=... or --data"
@@ -102,10 +108,9 @@ def _run_stage(command: str, arguments: list[str]) -> int:
     extra: dict[str, Any] = {}
     if command in TRAINING:
         extra["options"] = train_options(options)
-    if command in ("masks", "predict"):
-        extra["split"] = options.split
-    if command == "masks":
-        extra["check"] = options.check
+    for name in ("split", "check", "mode", "match_file"):
+        if hasattr(options, name):
+            extra[name] = getattr(options, name)
     started = time.monotonic()
     code = importlib.import_module(module).run(config, options.data.absolute(), run, **extra)
     if distributed.is_main():
@@ -113,6 +118,53 @@ def _run_stage(command: str, arguments: list[str]) -> int:
         log.info(command, f"finished in {seconds:.0f} s")
         record_time(run, f"{command} {config.arch}", seconds)
     return code or 0
+
+
+def _add_stage_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    """What one stage alone takes; a flag that stands for a setting is named after it."""
+    add = parser.add_argument
+    if command == "pretrain":
+        stages = "shallow stages out of 1, 2, 3 that are supervised too; none: --shallow"
+        add("--shallow", dest="pretrain.shallow", type=int, nargs="*", metavar="STAGE", help=stages)
+        weights = "of the image loss and of each shallow stage (default: all 1)"
+        add(
+            "--weights",
+            dest="pretrain.loss_weights",
+            type=float,
+            nargs="+",
+            metavar="W",
+            help=weights,
+        )
+    elif command == "masks":
+        check = "make nothing: read every stored file, name and remove the broken ones"
+        add("--check", action="store_true", help=check)
+        add("--split", default="train", help="folder below --data (default train)")
+    else:
+        add("--pretrained", type=Path, help="checkpoint to start from (default: this run's)")
+    if command == "pseudo-labels":
+        threshold = "fraction below which attention is background (default: the sweep's best)"
+        add(
+            "-t",
+            "--threshold",
+            dest="pseudo_labels.threshold",
+            type=float,
+            metavar="T",
+            help=threshold,
+        )
+        add("--centroids", type=Path, help="cluster centres, .npy (default: this run's)")
+        modes = "validation: choose the threshold; train: label (default: both)"
+        add("--mode", default="all", choices=("all", "validation", "train"), help=modes)
+    if command in ("predict", "distance-matching"):
+        split = {"predict": "auto", "distance-matching": "validation"}[command]
+        names = f"folder below --data (default {split})"
+        add("--mode", "--split", dest="split", default=split, help=names)
+    if command == "predict":
+        add(
+            "--match-file",
+            "--match_file",
+            type=Path,
+            help="match to use (default: found on validation masks)",
+        )
 
 
 def record_time(run: RunFolder, stage: str, seconds: float) -> None:

@@ -69,7 +69,11 @@ def keep_evaluation(
     *_, last = results.values()
     if last.matched_here:
         write_match(folder / MATCH, last.match)
-        origin = {"split": split, "checkpoint_sha256": checkpoint_sha256}
+        origin = {
+            "split": split,
+            "chosen_by": f"{split} masks",
+            "checkpoint_sha256": checkpoint_sha256,
+        }
         write_json(folder / ORIGIN, origin)
     content = {name: result.to_dict() for name, result in results.items()}
     write_json(evaluation_path(folder, split), content)
@@ -78,9 +82,31 @@ def keep_evaluation(
         print(f"{title}: {100 * result.scores.miou:.2f}", flush=True)
 
 
-def kept_match(folders: Iterable[Path], checkpoint_sha256: str, num_classes: int) -> Match | None:
-    """The first match that :func:`keep_evaluation` left in one of ``folders`` for this
-    checkpoint.
+def chosen_by_masks(threshold_file: Path | None, match_split: str | None) -> str:
+    """What masks decided, in words for ``method.txt``; "" where they decided nothing.
+
+    Args:
+        threshold_file: what the pseudo labels left about their threshold; None or a missing file
+            where it is not known.
+        match_split: split whose masks named the clusters; None where they did not.
+    """
+    parts = []
+    if threshold_file is not None and threshold_file.is_file():
+        choice = read_json(threshold_file, "the threshold of the pseudo labels")
+        if choice.get("chosen_by") == "validation masks":
+            parts.append(
+                f"validation masks chose the pseudo labels' threshold {choice['threshold']:g}"
+            )
+    if match_split is not None:
+        parts.append(f"{match_split} masks matched clusters to classes")
+    return "; ".join(parts)
+
+
+def kept_match(
+    folders: Iterable[Path], checkpoint_sha256: str, num_classes: int
+) -> tuple[Match, str] | None:
+    """The first match that :func:`keep_evaluation` left in one of ``folders`` for this checkpoint,
+    and the split whose masks it was found on.
     """
     for folder in folders:
         if not (folder / MATCH).is_file() or not (folder / ORIGIN).is_file():
@@ -88,7 +114,7 @@ def kept_match(folders: Iterable[Path], checkpoint_sha256: str, num_classes: int
         origin = read_json(folder / ORIGIN, "where the match beside it comes from")
         if origin.get("checkpoint_sha256") == checkpoint_sha256:
             log.info(STAGE, f"using the match found on {origin.get('split')}: {folder / MATCH}")
-            return read_match(folder / MATCH, num_classes)
+            return read_match(folder / MATCH, num_classes), str(origin.get("split"))
         log.warn(STAGE, f"{folder / MATCH} belongs to another checkpoint and is not used")
     return None
 

@@ -4,6 +4,7 @@
 
     RUN/<arch>/pretrain/          checkpoint.pth.tar, log.jsonl, config.json
     RUN/<arch>/pixel_attention/   the same
+    RUN/<arch>/distance_matching/ <split>/<class>/<stem>.png, and the scores
     RUN/<arch>/cluster/           centroids.npy, train_labeled.txt, val_labeled.txt
     RUN/masks/<split>/            mask store
     RUN/pseudo_labels/<split>/    <class>/<stem>.png; threshold.json beside the splits
@@ -75,3 +76,7 @@ class RunFolder:
     def predictions(self, split: str) -> Path:
         """Folder of the segmenter's own predictions of a split."""
         return self.root / "predictions" / split
+
+    def distance_matching(self, arch: str, split: str) -> Path:
+        """Folder of the predictions of a split by the nearest labelled regions."""
+        return self.root / arch / "distance_matching" / split

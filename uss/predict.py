@@ -60,7 +60,7 @@ class Segmenter:
         num_classes: int | None = None,
     ) -> None:
         trunk, needs_upernet = _parsed_arch(arch)
-        self._model = load_segmenter(path, trunk, num_classes)
+        self._model = load_segmenter(path, trunk, num_classes, settings.fixed_pool)
         self._settings = settings
         self.num_classes: int = self._model.num_classes
         head = _HEAD_NAMES[type(self._model).__name__]
@@ -113,7 +113,13 @@ def label_of_logits(logits: np.ndarray, size_hw: tuple[int, ...], max_res: int =
 # Plain predictions ------------------------------------------------------------------------------
 
 
-def run(config: Config, data: Path, run: RunFolder, split: str = "auto") -> None:
+def run(
+    config: Config,
+    data: Path,
+    run: RunFolder,
+    split: str = "auto",
+    match_file: Path | None = None,
+) -> None:
     """Predict a split into ``run.predictions(split)`` and zip it beside, with a match.
 
     The match is found on the masks of the validation split, which is predicted first; without
@@ -121,22 +127,31 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "auto") -> None
 
     Args:
         split: "auto" takes the first of testB, testA, test and validation that there is.
+        match_file: take this match and find none.
 
     Raises:
-        UserError: no segmenter, one of another trunk or class count, or images that cannot be read.
+        UserError: no segmenter, one of another trunk or class count, images that cannot be read, or
+            a match that does not fit.
     """
     split = _auto_split(data) if split == "auto" else split
     split_folder(data, split)
     path = products.segmenter(run)
     segmenter = Segmenter(path, config.predict, config.arch, config.num_classes)
-    match = None
-    if split != VALIDATION and deliver.has_masks(data, VALIDATION):
+    match = read_match(match_file, segmenter.num_classes) if match_file else None
+    match_split = None
+    if match is None and deliver.has_masks(data, VALIDATION):
+        match_split = VALIDATION
+    elif match is None and deliver.has_masks(data, split):
+        match_split = split
+    if match_split == VALIDATION != split:
         _, match = _predict_split(segmenter, data, run, VALIDATION, None)
     items, match = _predict_split(segmenter, data, run, split, match)
     if distributed.is_main():
         folder = run.predictions(split)
         archive = folder.with_name(f"{split}.zip")
-        method = Method(network=segmenter.name, method="PASS, Jittor")
+        method = _disclosed(
+            Method(network=segmenter.name, method="PASS, Jittor"), path, run, match_split
+        )
         deliver.pack(folder, data, split, items, archive, match, segmenter.num_classes, method)
 
 
@@ -241,7 +256,8 @@ def run_refined(config: Config, job: RefinedRun) -> None:
     distributed.barrier()
     if distributed.is_main():
         finished = deliver.require_finished(work, items, job.allow_missing)
-        match = _match_of(job, segmenter, finished, given)
+        match, match_split = _match_of(job, segmenter, finished, given)
+        method = _disclosed(job.method, job.pretrained, job.run, match_split)
         deliver.pack(
             folder,
             job.data_path,
@@ -250,23 +266,25 @@ def run_refined(config: Config, job: RefinedRun) -> None:
             job.dump_path / ARCHIVE,
             match,
             segmenter.num_classes,
-            _method_of(job.method, segmenter, config.masks.source),
+            _method_of(method, segmenter, config.masks.source),
         )
 
 
 def _match_of(
     job: RefinedRun, segmenter: Segmenter, items: list[ImageItem], given: Match | None
-) -> Match | None:
-    """Score where there are masks; the match for the archive, or None.
+) -> tuple[Match | None, str | None]:
+    """Score where there are masks; the match for the archive, and the split whose masks chose it.
 
     Only the validation split finds its own match where there is another: a test split's own masks
     must not name the clusters that are judged on them.
     """
-    match = given
+    match, split = given, None
     if match is None and job.mode != VALIDATION:
-        kept = (job.dump_path, job.run.predictions(VALIDATION))
-        match = deliver.kept_match(kept, segmenter.checkpoint_sha256, segmenter.num_classes)
+        folders = (job.dump_path, job.run.predictions(VALIDATION))
+        kept = deliver.kept_match(folders, segmenter.checkpoint_sha256, segmenter.num_classes)
+        match, split = kept if kept else (None, None)
     if deliver.has_masks(job.data_path, job.mode):
+        split = job.mode if match is None else split
         results: dict[str, EvaluationResult] = {}
         folder = job.dump_path / job.mode
         for name, labels in {
@@ -278,7 +296,14 @@ def _match_of(
             )
         deliver.keep_evaluation(job.dump_path, job.mode, segmenter.checkpoint_sha256, results)
         match = results["after_refinement"].match
-    return None if job.unmatched else match
+    return (None, None) if job.unmatched else (match, split)
+
+
+def _disclosed(method: Method, segmenter: Path, run: RunFolder, match_split: str | None) -> Method:
+    """``method`` with a note of what ground-truth masks decided on the way to these labels."""
+    own = segmenter.is_relative_to(run.root)  # a published one: this run's threshold is not its
+    chosen = deliver.chosen_by_masks(run.threshold if own else None, match_split)
+    return replace(method, description=f"{method.description} ({chosen})") if chosen else method
 
 
 def _method_of(method: Method, segmenter: Segmenter, masks: str) -> Method:
