@@ -106,10 +106,10 @@ class Claims:
 
     def release(self, key: str) -> None:
         """Give ``key`` up, done or not; nothing happens where it was lost or never owned."""
-        with self._lock:
-            path = self._held.pop(key, None)
+        path = self._held.get(key)
         if path is not None:
             _remove(path)
+            self._forget(key)
 
     def close(self) -> None:
         """Release everything, clear away what dead processes left, and end the heartbeat."""
@@ -127,29 +127,34 @@ class Claims:
         name = f"{self._identity}~{next(self._numbers)}"
         draft = self.folder / f".{name}{_DRAFT_SUFFIX}"
         place = self.folder / flat_name(key)
-        _make_folder(draft)
+        # Noted before it is made (and forgotten after it is gone), so that close() finds everything
+        # wherever Ctrl-C strikes.
+        self._hold(key, place / name)
         try:
+            _make_folder(draft)
             os.close(os.open(draft / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
             os.rename(draft, place)
         except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)
+            self._forget(key)
             # Missing: this process was suspended for so long that its draft was cleared away.
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
                 return False
             raise
-        self._hold(key, place / name)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         return True
 
     def _take_over(self, key: str, holder: Path) -> bool:
         """Put our token in the place of an abandoned one; False when another was faster."""
         mine = holder.with_name(f"{self._identity}~{next(self._numbers)}")
+        self._hold(key, mine)
         try:
             # First, for under our name it must never look abandoned.
             os.utime(holder)
             os.rename(holder, mine)
         except FileNotFoundError:
+            self._forget(key)
             return False
-        self._hold(key, mine)
         return True
 
     def _hold(self, key: str, path: Path) -> None:
@@ -158,6 +163,10 @@ class Claims:
         if self._thread is None:
             self._thread = threading.Thread(target=self._beat, name="claims", daemon=True)
             self._thread.start()
+
+    def _forget(self, key: str) -> None:
+        with self._lock:
+            self._held.pop(key, None)
 
     def _beat(self) -> None:
         """Touch the files of all claims until the end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,9 +27,12 @@ def warn(stage: str, message: str) -> None:
 
 def progress(
     items: Iterable[Item], stage: str, total: int | None = None, unit: str = "image"
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Iterate with a bar that shows rate and ETA; on a file or pipe it prints a line every ten
     seconds.
+
+    Who stops early and has something to say closes the generator first, or the bar's last state
+    comes behind it.
     """
     interval = 0.5 if sys.stderr.isatty() else 10.0
     return iter(

@@ -7,9 +7,9 @@ first, so none is made twice. Any of them may be killed and started again at any
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,26 +86,27 @@ def fill(
     own = set(share(list(by_key)))
     with Claims(images.store.claims_folder, timeout_s) as claims:
 
-        def make(keys: Iterable[str]) -> list[str]:
+        def make(keys: list[str], label: str) -> list[str]:
             """Make these; returns those that other processes are at."""
-            return [key for key in keys if not _settle(by_key[key], images, claims, tally)]
+            with contextlib.closing(log.progress(keys, label, total=len(keys))) as bar:
+                return [key for key in bar if not _settle(by_key[key], images, claims, tally)]
 
         # Its own part, in order.
         todo = [key for key in missing if key in own]
-        held = make(log.progress(todo, stage, total=len(todo)))
+        held = make(todo, stage)
 
         # What is left of the others', in an order of its own, so that helpers seldom meet.
         if held or len(todo) < len(missing):
             rest = [key for key in images.store.missing(by_key) if key not in tally.failed]
             random.SystemRandom().shuffle(rest)
-            held = make(log.progress(rest, f"{stage}, helping", total=len(rest)))
+            held = make(rest, f"{stage}, helping")
 
         # What the others are at, in case they do not finish it.
         if held:
             log.info(stage, f"waiting for other processes to finish {named(held)}")
         while held:
             time.sleep(_WAIT_S)
-            held = make(held)
+            held = [key for key in held if not _settle(by_key[key], images, claims, tally)]
     _report(tally, len(items), images, stage)
     return tally
 

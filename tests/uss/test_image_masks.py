@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from core.data.folders import list_images, mask_path
 from core.data.images import load_rgb
 from core.errors import UserError
 from core.labels import load_label
+from sam.mask_store import ImageIdentity
 from uss import image_masks
 from uss.config import Masks, preset
 from uss.image_masks import ImageMasks, SamSource, SuperpixelSource, mask_source
@@ -56,6 +58,35 @@ def test_another_image_of_the_same_name_and_size_gets_its_own_masks(
     list(masks.masks("a", rgb))
     list(masks.masks("a", rgb[::-1]))
     assert len(source.generated) == 2
+
+
+def test_another_writer_at_the_same_time_shows_whole_files_only(
+    tmp_path: Path, rgb: np.ndarray
+) -> None:
+    """A thread stands for another process: it replaces the file, and removes it, all the time."""
+    source = QuarterMasks()
+    images = ImageMasks(source, tmp_path)
+    expected = list(images.masks("a", rgb))
+    records = source.generate(rgb)
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        while not stop.is_set():
+            images.store.put("a", ImageIdentity.of(rgb), records)
+            images.store.put("a", ImageIdentity.of(rgb), records * 40)
+            images.store.remove("a")
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        for _ in range(150):
+            got = list(images.masks("a", rgb))
+            assert len(got) in (2, 80)
+            np.testing.assert_array_equal(got[0], expected[0])
+            np.testing.assert_array_equal(got[-1], expected[-1])
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_only_what_changes_masks_changes_the_fingerprint(weights: SamWeights) -> None:
