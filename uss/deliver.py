@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.files import read_json, write_json
 from core.matching import read_match, write_match
 from core.worklist import Worklist, is_whole_label, named
-from uss.evaluate import EvaluationResult
+from uss.score_table import EvaluationResult
 from uss.submission import Method, build_zip
 from uss.submission_check import check_zip
 

@@ -10,9 +10,8 @@ import argparse
 import functools
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from core.errors import UserError, main_guard
 from core.files import write_json
 from core.labels import load_label
 from core.matching import match_clusters, read_match, write_match
-from core.metrics import SIZE_BINS, ImageCounts, Scores, SegmentationMetrics, count_image
+from core.metrics import ImageCounts, SegmentationMetrics, count_image
 from core.parallel import default_workers, ordered_map
 from core.threshold_curve import (
     CurvePoint,
@@ -32,6 +31,13 @@ from core.threshold_curve import (
     hundredths,
 )
 from core.worklist import named
+from uss.score_table import (
+    EvaluationResult,
+    best_point,
+    curve_dict,
+    format_curve,
+    format_result,
+)
 
 Counts = TypeVar("Counts")
 
@@ -45,24 +51,6 @@ ARCHIVE_SUFFIX = ".npz"
 LEVEL_SUFFIX = ".npy"
 
 
-@dataclass(frozen=True)
-class EvaluationResult:
-    """Scores (fractions in [0, 1]) and the match {prediction id: class id} under which they hold.
-
-    ``matched_here`` is True when the match was found on these very images, as in the unsupervised
-    validation protocol, and False when it was given.
-    """
-
-    scores: Scores
-    match: dict[int, int]
-    matched_here: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values: the fields of ``Scores``, ``match`` with string keys, ``matched_here``."""
-        match = {str(label): self.match[label] for label in sorted(self.match)}
-        return {**self.scores.to_dict(), "match": match, "matched_here": self.matched_here}
-
-
 def evaluate(
     prediction_dir: Path,
     data: Path,
@@ -73,6 +61,7 @@ def evaluate(
     result_path: Path | None = None,
     items: Sequence[ImageItem] | None = None,
     workers: int | None = None,
+    threshold: float | None = None,
 ) -> EvaluationResult:
     """Score ``<prediction_dir>/<key>.png`` for every image of ``<data>/<split>``.
 
@@ -85,14 +74,19 @@ def evaluate(
         result_path: also write the result there as JSON.
         items: score only these images of the split; None takes all.
         workers: processes, which never change the result; None: what pays on this machine.
+        threshold: pixels whose level (:func:`threshold_curve`) is below it become background; None
+            reads no levels.
 
     Raises:
         UserError: a missing, broken or wrongly sized file, or an id out of range; names the file.
     """
     items = labelled_images(data, split) if items is None else items
-    require_predictions(prediction_dir, items)
+    archives = threshold is not None and _are_archives(prediction_dir, items)
+    _require_all(prediction_dir, items, archives, levels=threshold is not None)
     work = functools.partial(
         count_item,
+        archives=archives,
+        threshold=threshold,
         prediction_dir=Path(prediction_dir),
         data=data,
         split=split,
@@ -110,11 +104,23 @@ def evaluate(
 
 
 def count_item(
-    item: ImageItem, prediction_dir: Path, data: Path, split: str, num_classes: int, boundary: bool
+    item: ImageItem,
+    prediction_dir: Path,
+    data: Path,
+    split: str,
+    num_classes: int,
+    boundary: bool,
+    threshold: float | None = None,
+    archives: bool = False,
 ) -> ImageCounts:
     """Counts of one image from its files; everything that :func:`evaluate` needs of it."""
     path = prediction_path(prediction_dir, item)
-    prediction, truth = load_label(path), load_label(mask_path(data, split, item.key))
+    truth = load_label(mask_path(data, split, item.key))
+    if threshold is None:
+        prediction = load_label(path)
+    else:
+        prediction, level = _load_with_level(path, archives)
+        prediction = np.where(level < np.float32(threshold), 0, prediction)
     try:
         return count_image(prediction, truth, num_classes, boundary)
     except UserError as error:
@@ -142,9 +148,8 @@ def threshold_curve(
         UserError: a missing, broken or wrongly sized file; names the file.
     """
     items = labelled_images(data, split) if items is None else items
-    archives = (Path(prediction_dir) / f"{items[0].key}{ARCHIVE_SUFFIX}").is_file()
-    for suffix in (ARCHIVE_SUFFIX,) if archives else (".png", LEVEL_SUFFIX):
-        require_predictions(prediction_dir, items, suffix)
+    archives = _are_archives(prediction_dir, items)
+    _require_all(prediction_dir, items, archives, levels=True)
     work = functools.partial(
         count_item_levels,
         prediction_dir=Path(prediction_dir),
@@ -171,12 +176,36 @@ def count_item_levels(
 ) -> LevelCounts:
     """Counts of one image from its files; everything that :func:`threshold_curve` needs of it."""
     path = prediction_path(prediction_dir, item)
-    prediction, level = _load_archive(path) if archives else (load_label(path), _load_level(path))
+    prediction, level = _load_with_level(path, archives)
     truth = load_label(mask_path(data, split, item.key))
     try:
         return count_levels(prediction, level, truth, num_classes, thresholds)
     except UserError as error:
         raise UserError(f"{path.with_suffix('')}: {error}") from error
+
+
+def _are_archives(prediction_dir: Path, items: Sequence[ImageItem]) -> bool:
+    """Whether labels and levels come in the pseudo-label sweep's archives."""
+    return (Path(prediction_dir) / f"{items[0].key}{ARCHIVE_SUFFIX}").is_file()
+
+
+def _require_all(
+    prediction_dir: Path, items: Sequence[ImageItem], archives: bool, levels: bool
+) -> None:
+    label_maps = (".png", LEVEL_SUFFIX) if levels else (".png",)
+    for suffix in (ARCHIVE_SUFFIX,) if archives else label_maps:
+        require_predictions(prediction_dir, items, suffix)
+
+
+def _load_with_level(path: Path, archives: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Label map (H, W) without threshold and its levels, float32, of one size."""
+    label, level = _load_archive(path) if archives else (load_label(path), _load_level(path))
+    if label.shape != level.shape:
+        raise UserError(
+            f"{path.with_suffix('')}: the level map is {level.shape} but its prediction is "
+            f"{label.shape}; they must come from the same run"
+        )
+    return label, level
 
 
 def _of_each(
@@ -185,11 +214,6 @@ def _of_each(
     """What ``work`` makes of each item, in order, with a progress bar."""
     processes = default_workers(len(items)) if workers is None else workers
     return log.progress(ordered_map(work, items, processes), STAGE, total=len(items))
-
-
-def best_point(points: Sequence[CurvePoint]) -> CurvePoint:
-    """The point of highest mIoU; of equals the lowest threshold."""
-    return max(points, key=lambda point: point.miou)
 
 
 def labelled_images(data: Path, split: str) -> list[ImageItem]:
@@ -232,40 +256,6 @@ def prediction_path(prediction_dir: Path, item: ImageItem) -> Path:
     return Path(prediction_dir) / f"{item.key}.png"
 
 
-def format_result(result: EvaluationResult, names: Sequence[str] | None = None) -> str:
-    """Table for people, scores in percent; ``names`` adds a line for each class."""
-    scores = result.scores
-    source = "found on these images" if result.matched_here else "given"
-    lines = [
-        f"images     {scores.images}",
-        f"match      {source}",
-        f"mIoU       {_percent(scores.miou)}",
-    ]
-    if scores.mbiou is not None:
-        lines.append(f"mBIoU      {_percent(scores.mbiou)}")
-    lines += [
-        f"accuracy   {_percent(scores.accuracy)}",
-        f"F-measure  {_percent(scores.f_measure)}",
-        "size       " + "".join(f"{size:>8}" for size in SIZE_BINS),
-        "IoU        " + "".join(f"{_percent(scores.bins[size]):>8}" for size in SIZE_BINS),
-    ]
-    if scores.boundary_bins is not None:
-        values = [_percent(scores.boundary_bins[size]) for size in SIZE_BINS]
-        lines.append("BIoU       " + "".join(f"{value:>8}" for value in values))
-    if names is not None:
-        lines += _class_lines(scores, ["background", *names])
-    return "\n".join(lines)
-
-
-def format_curve(points: Sequence[CurvePoint]) -> str:
-    """One line per threshold and the best one."""
-    best = best_point(points)
-    lines = ["threshold    mIoU"]
-    lines += [f"{point.threshold:9.2f} {_percent(point.miou):>7}" for point in points]
-    lines.append(f"best threshold {best.threshold:.2f} with mIoU {_percent(best.miou)}")
-    return "\n".join(lines)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Arguments of ``python -m uss evaluate``."""
     parser = argparse.ArgumentParser(
@@ -275,7 +265,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--predictions", type=Path, required=True, help="folder of <key>.png")
     parser.add_argument("--mode", default="validation", help="split with masks (validation)")
     parser.add_argument("-c", "--num-classes", type=int, help="classes (default: class folders)")
-    parser.add_argument("--match-file", type=Path, help="match to use (default: find the best)")
+    parser.add_argument(
+        "--match-file", "--match_file", type=Path, help="match to use (default: find the best)"
+    )
     parser.add_argument("--write-match", type=Path, help="write the match that was used there")
     parser.add_argument("--output", type=Path, help="write the result there (evaluation.json)")
     parser.add_argument("--no-boundary", action="store_true", help="skip boundary IoU")
@@ -287,6 +279,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--min", type=int, default=0, help="lowest threshold, hundredths (0)")
     parser.add_argument("--max", type=int, default=80, help="highest threshold, hundredths (80)")
+    parser.add_argument(
+        "--threshold", type=float, help="level, a fraction, below which pixels are background"
+    )
     parser.add_argument("--workers", type=int, help="processes (default: what pays)")
     return parser
 
@@ -308,6 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         boundary=not args.no_boundary,
         result_path=args.output,
         workers=args.workers,
+        threshold=args.threshold,
     )
     if args.write_match:
         write_match(args.write_match, result.match)
@@ -316,8 +312,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main_curve(args: argparse.Namespace, num_classes: int) -> int:
-    if args.match_file:
-        raise UserError("--curve finds a match for every threshold; leave --match-file out")
+    if args.match_file or args.threshold is not None:
+        raise UserError(
+            "--curve tries every threshold and finds a match for each; leave --match-file and "
+            "--threshold out"
+        )
     if args.min > args.max:
         raise UserError(f"--min {args.min} is above --max {args.max}; both are hundredths")
     thresholds = hundredths(args.min, args.max)
@@ -331,16 +330,6 @@ def _main_curve(args: argparse.Namespace, num_classes: int) -> int:
         write_json(args.output, curve_dict(points))
     print(format_curve(points))
     return 0
-
-
-def curve_dict(points: Sequence[CurvePoint]) -> dict[str, Any]:
-    """JSON values: ``threshold`` and ``miou`` of the best point, and the whole ``curve``."""
-    best = best_point(points)
-    return {
-        "threshold": best.threshold,
-        "miou": best.miou,
-        "curve": [[point.threshold, point.miou] for point in points],
-    }
 
 
 def _load_level(prediction: Path) -> np.ndarray:
@@ -364,18 +353,8 @@ def _load_archive(prediction: Path) -> tuple[np.ndarray, np.ndarray]:
     return label.astype(np.int32), (steps / 100).astype(np.float32)
 
 
-def _class_lines(scores: Scores, names: Sequence[str]) -> Iterator[str]:
-    for index, name in enumerate(names):
-        line = f"{index:4d}  {name:<24} {_percent(scores.iou[index]):>7}"
-        yield line if scores.biou is None else f"{line} {_percent(scores.biou[index]):>7}"
-
-
 def _class_labels(args: argparse.Namespace, num_classes: int) -> list[str]:
     names = class_names(args.data, args.mode)
     if len(names) != num_classes:
         return [f"class {index}" for index in range(1, num_classes + 1)]
     return names
-
-
-def _percent(fraction: float) -> str:
-    return "-" if np.isnan(fraction) else f"{100 * fraction:.2f}"

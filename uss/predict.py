@@ -26,11 +26,12 @@ from uss import deliver, products
 from uss.config import Config
 from uss.config import Predict as Settings
 from uss.deliver import Match
-from uss.evaluate import EvaluationResult, evaluate, labelled_images
+from uss.evaluate import evaluate, labelled_images
 from uss.image_masks import ImageMasks, mask_source
 from uss.networks import load_segmenter, network_input
 from uss.paths import RunFolder
 from uss.refine import refine
+from uss.score_table import EvaluationResult
 from uss.submission import Method
 
 STAGE = "predict"

@@ -25,17 +25,12 @@ from core.worklist import Worklist, is_whole_label, named
 from uss import products
 from uss.config import Config
 from uss.config import PseudoLabels as Settings
-from uss.evaluate import (
-    ARCHIVE_SUFFIX,
-    best_point,
-    curve_dict,
-    labelled_images,
-    threshold_curve,
-)
+from uss.evaluate import ARCHIVE_SUFFIX, labelled_images, threshold_curve
 from uss.image_masks import ImageMasks, MaskSource, mask_source
 from uss.mask_average import LevelledLabel, label_from_masks
 from uss.networks import load_pixel_attention, network_input
 from uss.paths import RunFolder
+from uss.score_table import best_point, curve_dict
 
 STAGE = "pseudo labels"
 _HUNDREDTHS = np.array(hundredths(0, 100), dtype=np.float32)

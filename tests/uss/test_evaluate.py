@@ -82,6 +82,8 @@ def test_curve_equals_evaluation_of_thresholded_files(data, predictions, tmp_pat
         archive.parent.mkdir(parents=True, exist_ok=True)
         np.savez(archive, label=label, hundredths=np.floor(level * 100).astype(np.uint8))
     assert points[1].miou == pytest.approx(metrics.compute(ROTATION).miou)
+    cut = evaluate(predictions, data, "validation", CLASSES, ROTATION, threshold=0.11)
+    assert cut.scores.miou == metrics.compute(ROTATION).miou
     again = threshold_curve(tmp_path / "archives", data, "validation", CLASSES, hundredths(10, 12))
     assert again == points
 
