@@ -51,20 +51,31 @@ def main_guard(main: Main) -> Main:
             kept = str(error) or "finished work is kept; run the same command to continue"
             print(f"interrupted: {kept}", file=sys.stderr, flush=True)
             return _leave(EXIT_INTERRUPTED)
-        except Exception:
-            if "OMPI_COMM_WORLD_SIZE" in os.environ:
-                traceback.print_exc()
+        except SystemExit as ended:
+            if ended.code is None or isinstance(ended.code, int):
+                _leave(ended.code or 0)
+            elif _under_mpi():
+                print(ended.code, file=sys.stderr)
                 _leave(EXIT_BUG)
+            raise
+        except Exception:
+            if _under_mpi():
+                traceback.print_exc()
+            _leave(EXIT_BUG)
             raise
 
     return guarded  # type: ignore[return-value]
+
+
+def _under_mpi() -> bool:
+    return "OMPI_COMM_WORLD_SIZE" in os.environ
 
 
 def _leave(code: int) -> int:
     """``code``; a failed MPI process does not come back: the usual end of a process would wait for
     the other ranks, which wait for this one. mpirun ends them when it is gone without a word.
     """
-    if code and "OMPI_COMM_WORLD_SIZE" in os.environ:
+    if code and _under_mpi():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -125,7 +125,7 @@ def mpirun(*command: str) -> subprocess.CompletedProcess:
         env={**os.environ, **root},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=120,
         check=False,
     )
 
@@ -163,3 +163,46 @@ sys.exit(main())
     done = mpirun(sys.executable, "-c", code)
     assert done.returncode == 2
     assert "error: rank 1 has no data" in done.stderr and "Traceback" not in done.stderr
+
+
+DYING = """
+import os, signal, sys
+from core import distributed as d
+from core.errors import UserError, main_guard
+from core.runtime import jt
+
+def die(how):
+    if how == "bug":
+        raise ZeroDivisionError("by nought")
+    if how == "user":
+        raise UserError("this rank has no data")
+    if how == "exit":
+        sys.exit("rank 1 gives up")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@main_guard
+def main():
+    for step in range(1000):
+        if step == 3 and d.rank() == 1:
+            die(sys.argv[1])
+        d.all_reduce_sum(jt.ones((4,))).sync()
+    return 0
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "message"),
+    [
+        ("bug", 1, "ZeroDivisionError: by nought"),
+        ("user", 2, "error: this rank has no data"),
+        ("exit", 1, "rank 1 gives up"),
+        ("kill", 137, "signal 9"),
+    ],
+)
+def test_a_rank_that_dies_takes_those_along_that_wait_for_it(how, code, message) -> None:
+    """The other rank is inside a collective operation, which would never end."""
+    done = mpirun(sys.executable, "-c", DYING, how)  # has a time limit
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr

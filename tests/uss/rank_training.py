@@ -75,8 +75,8 @@ def main() -> int:
     pretrain.run(config(), data, RunFolder(run), options)
     distributed.barrier()
     if sys.argv[3:] and distributed.is_main():
-        folders = (RunFolder(Path(root)).pretrain("resnet18") for root in (sys.argv[3], run))
-        shutil.copytree(*folders, dirs_exist_ok=True)
+        own, other = (RunFolder(root).pretrain("resnet18") for root in (run, Path(sys.argv[3])))
+        shutil.copy(other / checkpoint.LATEST, own / checkpoint.LATEST)
     distributed.barrier()
     finetune.run(config(), data, RunFolder(run), options)
     return 0

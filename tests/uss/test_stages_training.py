@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,24 +18,11 @@ from uss import finetune, pixel_attention, pretrain
 from uss.config import Config, Heads, preset
 from uss.paths import RunFolder
 
-ROOT = Path(__file__).resolve().parents[2]
 CLASSES, IMAGES = ("n01", "n02"), 4  # images a class
-SETTINGS = {
-    "pretrain.epochs": 3,
-    "pretrain.batch_size": 4,
-    "pretrain.crop_sizes": "64,32",
-    "pretrain.crop_counts": "2,1",
-    "pretrain.queue_length": 9,
-    "pretrain.queue_start_epoch": 1,
-    "pretrain.freeze_prototypes_steps": 2,
-    "heads.hidden_mlp": 16,
-    "heads.feat_dim": 8,
-    "heads.prototypes": 6,
-}
 
 
 def _config(**stages) -> Config:
-    """The settings of :data:`SETTINGS` on ResNet18, with changed fields per stage."""
+    """Small stages on ResNet18, with changed fields per stage."""
     config = preset("demo", "resnet18")
     changes = {
         "pretrain": {
@@ -276,60 +257,3 @@ def test_finetuning_leaves_a_broken_image_without_label_out(data, tmp_path, caps
     )
     assert [item.key for item in found] == [f"n01/n01_{i}" for i in range(IMAGES)]
     assert "n01_9.png" in capsys.readouterr().err
-
-
-def test_killed_process_resumes_to_the_same_weights(run, data, tmp_path):
-    """SIGKILL after the first epoch; the same command ends with the weights of a whole run."""
-    folder = RunFolder(tmp_path).pretrain("resnet18")
-    process = _start(data, tmp_path)
-    deadline = time.monotonic() + 300
-    while not (folder / "checkpoint.pth.tar").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
-    assert _payload(folder)["epoch"] < 3
-
-    again = _start(data, tmp_path)
-    _, shown = again.communicate(timeout=300)
-    assert again.returncode == 0, shown
-    assert "resuming at epoch" in shown
-    whole, resumed = _payload(run.pretrain("resnet18")), _payload(folder)
-    for key, value in whole["state_dict"].items():
-        np.testing.assert_allclose(resumed["state_dict"][key], value, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(resumed["task"]["queue"], whole["task"]["queue"], atol=1e-3)
-
-
-def _start(data: Path, run: Path, *launcher: str) -> subprocess.Popen:
-    overrides = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "uss", "pretrain", "--preset", "demo", "--arch", "resnet18"]
-    command += ["--data", str(data), "--run", str(run), "--set", "num_classes=2", *overrides]
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return subprocess.Popen(
-        [*launcher, *command],
-        cwd=ROOT,
-        env={**os.environ, **root},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(run, data, tmp_path):
-    """The global batch is what counts: statistics, assignments, queue and gradients are shared."""
-    if shutil.which("mpirun") is None or shutil.which("mpicc") is None:
-        pytest.skip("needs mpirun and mpicc (Debian: apt-get install openmpi-bin libopenmpi-dev)")
-    process = _start(data, tmp_path, "mpirun", "-np", "2", "--oversubscribe")
-    _, shown = process.communicate(timeout=600)
-    assert process.returncode == 0, shown
-    assert shown.count("starting at epoch 1 of 3") == 1
-    payload = _payload(RunFolder(tmp_path).pretrain("resnet18"))
-    whole = _payload(run.pretrain("resnet18"))
-    start = checkpoint.model_state(pretrain.build(_config()))
-    for key in ("conv1.weight", "layer4.1.conv2.weight", "projection_head.0.weight"):
-        moved = payload["state_dict"][key] - start[key]
-        expected = whole["state_dict"][key] - start[key]
-        cosine = (moved * expected).sum() / np.linalg.norm(moved) / np.linalg.norm(expected)
-        assert cosine > 0.99, key
-    assert payload["task"]["queue"].shape == whole["task"]["queue"].shape
