@@ -98,7 +98,7 @@ def content(run: Path) -> dict[str, bytes]:
 
 
 def stored(run: Path) -> int:
-    return len(list((run / "masks").rglob("[!.]*.gz")))
+    return len(list((run / "masks").glob("*/*/??/[!.]*.gz")))
 
 
 def wait_until_stored(process: subprocess.Popen, run: Path, count: int) -> None:
