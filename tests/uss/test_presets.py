@@ -8,7 +8,7 @@ import pytest
 
 from core import config as core_config
 from core.errors import UserError
-from uss.config import ARCHS, PRESETS, Config, preset
+from uss.config import ARCHS, PRESETS, Config, luss50_r18, luss50_r50, preset
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -35,6 +35,68 @@ def test_competition_settings() -> None:
         )
         == deep
     )
+
+
+# The reference's constants: step 1 (epochs, batch, rate, final rate, queue, its first epoch, frozen
+# steps), step 2.1 (epochs, batch, rate, queue), step 3 (epochs, batch, rate, label scale).
+PASS_CONSTANTS = {
+    "pass50": ((200, 256, 0.6, 0.0006, 2048, 15, 1001), (20, 256, 6.0, 3840), (20, 256, 0.6, 0.5)),
+    "pass300": ((100, 256, 0.6, 0.0006, 3840, 15, 5005), (20, 256, 0.6, 3840), (20, 256, 0.6, 0.5)),
+    "pass919": (
+        (100, 256, 0.6, 0.0006, 3840, 15, 5005),
+        (20, 256, 0.6, 3840),
+        (20, 256, 0.6, 0.25),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PASS_CONSTANTS))
+def test_constants_of_pass(name: str) -> None:
+    config = preset(name)
+    first, attention, third = config.pretrain, config.pixel_attention, config.finetune
+    got = (
+        (
+            first.epochs,
+            first.batch_size,
+            first.base_lr,
+            first.final_lr,
+            first.queue_length,
+            first.queue_start_epoch,
+            first.freeze_prototypes_steps,
+        ),
+        (attention.epochs, attention.batch_size, attention.base_lr, attention.queue_length),
+        (third.epochs, third.batch_size, third.base_lr, third.label_scale),
+    )
+    assert got == PASS_CONSTANTS[name]
+    small = name == "pass50"
+    assert (config.arch, config.num_classes) == ("resnet18" if small else "resnet50", int(name[4:]))
+    heads = (512, 128, 500) if small else (2048, 128, 3000)
+    assert dataclasses.astuple(config.heads) == heads
+    assert dataclasses.astuple(config.assignment) == (0.1, 0.05, 3)
+    crops = ((224, 96), (2, 6), (0.14, 0.05), (1.0, 0.14))
+    if not small:
+        crops = ((224,), (2,), (0.08,), (1.0,))
+    assert (first.crop_sizes, first.crop_counts, first.min_scales, first.max_scales) == crops
+    assert (first.shallow, first.loss_weights) == ((3,), (1.0, 1.0))
+    for section in (first, attention, third):
+        assert (section.momentum, section.weight_decay, section.larc) == (0.9, 1e-6, True)
+        assert section.final_lr == 0.0006
+    assert (attention.queue_start_epoch, attention.freeze_prototypes_steps) == (0, 0)
+    assert (attention.crop_size, attention.min_scale, attention.threshold) == (224, 0.08, 0.0)
+    assert (config.cluster.iterations, config.cluster.redo) == (20, 30)
+    assert (config.cluster.resize, config.cluster.crop) == (256, 224)
+    labels = config.pseudo_labels
+    assert (labels.per_mask, labels.min_threshold, labels.max_threshold) == (False, 0.0, 0.8)
+    assert (third.head, third.crop_size, third.min_scale) == ("plain", 224, 0.08)
+    assert (config.predict.resize, config.predict.max_res) == (256, 600 if name[4] == "9" else 1000)
+    assert dataclasses.astuple(config.distance_matching) == (10, 0.07, 256)
+
+
+def test_names_that_state_the_trunk() -> None:
+    assert preset("luss50_r18") == preset("luss50", "resnet18") == luss50_r18()
+    assert preset("luss50_r50", "resnet50") == preset("luss50") == luss50_r50()
+    with pytest.raises(UserError, match="luss50_r18 is for resnet18, but resnet50"):
+        preset("luss50_r18", "resnet50")
 
 
 def test_unknown_names_are_one_line() -> None:
