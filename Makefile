@@ -5,10 +5,13 @@ PY := .venv/bin/python
 setup: .venv/.requirements-test.txt.done
 
 .venv/.%.done: %
-	@bash scripts/setup.sh $<
+	@bash scripts/setup.sh $< $(PIP_OPTIONS)
 
 .venv/.requirements-test.txt.done: requirements-test.txt requirements.txt
 .venv/.requirements-judge.txt.done: requirements-judge.txt requirements-test.txt requirements.txt
+# What the official packages ask for would bring a CUDA build of PyTorch.
+.venv/.requirements-official.txt.done: private PIP_OPTIONS = --no-deps --require-hashes
+.venv/.requirements-official.txt.done: | .venv/.requirements-judge.txt.done
 
 # The five commands on a generated data set; continues where an earlier run stopped.
 demo: setup
@@ -28,8 +31,9 @@ test: lint
 test-slow: setup
 	$(PY) -m pytest -m slow --durations=15
 
-# Installs PyTorch (gigabytes on some machines): only to judge this project's numbers.
-judge: .venv/.requirements-judge.txt.done
+# Installs PyTorch (gigabytes on some machines) and the official Segment Anything: only to judge this
+# project's numbers.
+judge: .venv/.requirements-official.txt.done
 
 test-judge: judge
 	$(PY) -m pytest -m torch

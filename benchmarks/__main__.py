@@ -12,20 +12,19 @@ from core.errors import UserError, main_guard
 
 # Command -> module with its cases (see benchmarks.compare.Suite).
 SUITES = {"sam": "benchmarks.sam_cases"}
-_JUDGES = {"sam": ("torch", "segment_anything", "mobile_sam")}
 
 
 @main_guard
 def main(arguments: list[str]) -> int:
     """Measure; returns 1 where the two sides did not come to the same result."""
     options = _parser().parse_args(arguments)
-    missing = [name for name in _JUDGES[options.suite] if importlib.util.find_spec(name) is None]
+    suite = compare.load_suite(SUITES[options.suite])
+    missing = [name for name in suite.needs if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"the official code to compare with is not installed ({', '.join(missing)} missing): "
             "run make judge"
         )
-    suite = compare.load_suite(SUITES[options.suite])
     unknown = sorted(set(options.only) - set(suite.cases))
     if unknown:
         raise UserError(f"unknown case {unknown[0]!r}; the cases are {', '.join(suite.cases)}")

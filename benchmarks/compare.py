@@ -81,11 +81,13 @@ class Suite:
         cases: by name, in the order of the table.
         prepare: writes the inputs into a folder and returns their paths by name; says on stderr
             what they are.
+        needs: packages of the code that is compared with, which `make judge` installs.
     """
 
     module: str
     cases: Mapping[str, Case]
     prepare: Callable[[Path], Inputs]
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

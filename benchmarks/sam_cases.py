@@ -313,6 +313,7 @@ def _generator_case(what: str, settings: Mapping[str, Any]) -> Case:
 SUITE = Suite(
     module=__name__,
     prepare=prepare,
+    needs=("torch", "segment_anything", "mobile_sam"),
     cases={
         "vit_b_encoder": Case(
             "image encoder ViT-B, one image of 1024 px, random weights",

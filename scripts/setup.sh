@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned dependencies of the given requirements file (default: run time and tests).
+# setup.sh [REQUIREMENTS [PIP-OPTION...]]: makes .venv with the pinned dependencies of a requirements file
+# (default: run time and tests).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 REQUIREMENTS="${1:-requirements-test.txt}"
@@ -20,5 +21,5 @@ if [ ! -x .venv/bin/python ]; then
     exit 2
 fi
 echo "setup: installing $REQUIREMENTS"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$REQUIREMENTS"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$REQUIREMENTS" "${@:2}"
 touch ".venv/.$REQUIREMENTS.done"
