@@ -131,3 +131,45 @@ def write_jittor(path: Path, content: Any) -> Path:
     data = content if isinstance(content, bytes) else pickle.dumps(content, 4)
     path.write_bytes(data + hashlib.sha1(data).digest() + b"HCAJSLHD")
     return path
+
+
+NUMBERS = np.arange(24, dtype=np.float32)
+
+
+def state_content() -> dict:
+    """A checkpoint of whole, transposed, sliced, scalar, empty and expanded tensors."""
+    whole = storage_of("0", NUMBERS)
+    counter = Storage("1", "LongStorage", 1)
+    hooks = Call(Global("collections", "OrderedDict"), ())
+    parameter = Global("torch._utils", "_rebuild_parameter")
+    return {
+        "epoch": 7,
+        "state_dict": {
+            "module.whole": Call(parameter, (tensor(whole, (2, 3, 4)), True, hooks)),
+            "module.transposed": tensor(whole, (4, 3, 2), (1, 4, 12)),
+            "module.slice": tensor(whole, (3, 2), (4, 1), 13),
+            "module.scalar": tensor(whole, (), (), 5),
+            "module.empty": tensor(whole, (0, 3)),
+            "module.expanded": tensor(whole, (2, 5), (1, 0), 3),
+            "module.bn.num_batches_tracked": tensor(counter, ()),
+        },
+    }
+
+
+def write_state(path: Path, kind: str) -> Path:
+    """The checkpoint of :func:`state_content` as a file of kind "zip", "legacy" or "jittor"."""
+    content, counter = state_content(), np.array([3], np.int64)
+    if kind == "zip":
+        return write_zip(path, content, {"0": NUMBERS.tobytes(), "1": counter.tobytes()})
+    if kind == "legacy":
+        return write_legacy(path, content, {"0": NUMBERS, "1": counter})
+    block = NUMBERS.reshape(2, 3, 4)
+    state = {
+        "whole": block,
+        "transposed": np.asfortranarray(block).transpose(2, 1, 0),
+        "slice": block[1, :, 1:3],
+        "scalar": np.array(NUMBERS[5]),
+        "empty": np.zeros((0, 3), np.float32),
+        "expanded": np.broadcast_to(NUMBERS[3:5, None], (2, 5)),
+    }
+    return write_jittor(path, {"epoch": 7, "state_dict": state})
