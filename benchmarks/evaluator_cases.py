@@ -167,7 +167,7 @@ def _boundary(labels: np.ndarray) -> np.ndarray:
     boundary = np.zeros_like(labels)
     for label in np.unique(labels):
         mask = (labels == label).astype(np.uint8)
-        framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+        framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=(0,))
         eroded = cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=iterations)
         boundary[(mask - eroded[1:-1, 1:-1]) > 0] = label + 1
     return boundary

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("core", "models", "sam", "uss")
+PACKAGES = ("core", "models", "sam", "uss", "benchmarks")
 # Which packages of ours a package may import; `test` is test.py.
 MAY_IMPORT = {
     "core": {"core"},
     "models": {"models", "core"},
     "sam": {"sam", "core"},
     "uss": {"uss", "models", "sam", "core"},
+    "benchmarks": {"benchmarks", "uss", "models", "sam", "core"},
     "test": {"uss", "core"},
 }
 # Used where nobody wants to wait for Jittor: command line, data threads, metrics, label tools.
