@@ -40,7 +40,11 @@ def tiny_data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("script", ["train_1.sh", "train_2.sh", "train_3.sh", "train_4.sh"])
+STEPS = [f"train_{step}.sh" for step in (1, 2, 3, 4)]
+PASS = [f"scripts/pass{classes}.sh" for classes in (50, 300, 919)]
+
+
+@pytest.mark.parametrize("script", [*STEPS, *PASS])
 def test_missing_data_folder_is_named(script: str, tmp_path: Path) -> None:
     result = call(["bash", str(ROOT / script)], tmp_path, DATA="nowhere", RUN=str(tmp_path / "run"))
     assert str(tmp_path / "nowhere") in one_line_error(result)

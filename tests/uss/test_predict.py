@@ -17,6 +17,7 @@ from core.data.images import load_rgb
 from core.errors import UserError
 from core.files import read_json, write_json
 from core.labels import load_label, save_label
+from core.matching import write_match
 from uss import predict
 from uss.config import Config, Predict
 from uss.paths import RunFolder
@@ -142,6 +143,8 @@ def test_a_split_without_masks_takes_the_match_of_validation(
     with zipfile.ZipFile(run_folder.predictions("test").parent / "test.zip") as archive:
         names = archive.namelist()
         match = archive.read("match.json")
+        method = archive.read("method.txt").decode()
+    assert "validation masks matched clusters to classes" in method
     assert sorted(names) == sorted([*(f"{key}.png" for key in keys), "match.json", "method.txt"])
     kept = run_folder.predictions("validation") / "match.json"
     assert match == kept.read_bytes()
@@ -150,6 +153,34 @@ def test_a_split_without_masks_takes_the_match_of_validation(
         segmenter = predict.Segmenter(run_folder.segmenter / "checkpoint.pth.tar", CONFIG.predict)
         label = load_label(run_folder.predictions("test") / f"{key}.png")
         np.testing.assert_array_equal(label, segmenter.label(segmenter.logits(rgb), label.shape))
+
+
+def test_what_masks_chose_is_disclosed_and_nothing_else(
+    tmp_path: Path, run_folder: RunFolder
+) -> None:
+    data = tmp_path / "data"
+    write_photographs(data, "test", 2)
+    write_photographs(data, "validation", 4, masks=True)
+    archive = run_folder.predictions("test").parent / "test.zip"
+    match = tmp_path / "match.json"
+    write_match(match, {0: 0, 1: 2, 2: 1})
+
+    def method(match_file: Path | None) -> str:
+        predict.run(CONFIG, data, run_folder, "test", match_file)
+        with zipfile.ZipFile(archive) as file:
+            assert match_file is None or file.read("match.json") == match.read_bytes()
+            return file.read("method.txt").decode()
+
+    assert "masks" not in method(match)
+    assert not run_folder.predictions("validation").exists()
+    write_json(run_folder.threshold, {"threshold": 0.5, "chosen_by": "setting"})
+    assert "threshold" not in method(match)
+    write_json(run_folder.threshold, {"threshold": 0.35, "chosen_by": "validation masks"})
+    assert "validation masks chose the pseudo labels' threshold 0.35)" in method(match)
+    both = "threshold 0.35; validation masks matched clusters to classes)"
+    assert both in method(None)
+    origin = read_json(run_folder.predictions("validation") / "match_origin.json", "origin")
+    assert origin["chosen_by"] == "validation masks"
 
 
 def test_refined_label_maps_score_and_archive(
