@@ -175,6 +175,7 @@ def test_processes_started_by_hand_make_each_image_once(
     ends = [end_of(process) for process in [start(data, tmp_path) for _ in range(3)]]
     counts = [made_found_failed(end) for end in ends]
     assert sum(made for made, _, _ in counts) == IMAGES
+    assert not any("has taken over" in end for end in ends), "computed twice, kept once"
     assert all(made + found == IMAGES and not failed for made, found, failed in counts)
     assert content(tmp_path) == quiet
 
