@@ -11,7 +11,11 @@ from benchmarks import compare
 from core.errors import UserError, main_guard
 
 # Command -> module with its cases (see benchmarks.compare.Suite).
-SUITES = {"sam": "benchmarks.sam_cases"}
+SUITES = {
+    "sam": "benchmarks.sam_cases",
+    "evaluate": "benchmarks.evaluator_cases",
+    "kmeans": "benchmarks.kmeans_cases",
+}
 
 
 @main_guard
