@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,6 +257,13 @@ def test_stop_before_the_first_checkpoint_says_so(tmp_path):
     with pytest.raises(KeyboardInterrupt, match=r"step 1 of epoch 1 \(nothing is saved yet"):
         _train(_plan(tmp_path), stop_at=2)
     assert not (tmp_path / "checkpoint.pth.tar").exists()
+
+
+def test_a_sink_that_does_not_start_ends_the_run_before_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        _train(_plan(tmp_path, options=TrainOptions(sinks=("wandb",))))
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
