@@ -286,5 +286,5 @@ def test_cross_entropy_refuses_labels_that_do_not_exist(label):
 
 
 def test_pooling_weights_are_cached_and_untouched():
-    assert layers._pooling_matrix(8, 8, 6) is layers._pooling_matrix(8, 8, 6)
-    np.testing.assert_allclose(layers._pooling_matrix(7, 5, 3).sum(0), 1, rtol=1e-6)
+    assert layers._pooling_matrix(8, 8, 6, False) is layers._pooling_matrix(8, 8, 6, False)
+    np.testing.assert_allclose(layers._pooling_matrix(7, 5, 3, False).sum(0), 1, rtol=1e-6)
