@@ -22,6 +22,10 @@ MAX_ID = 0xFFFF
 # Level 1 is twice as fast as the default and costs label maps, which are mostly runs, next to
 # nothing.
 _PNG_LEVEL = 1
+_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_RGB = b"\x08\x02"  # 8 bits a channel, red, green and blue
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_FAST_PIXELS = 1 << 26
 # Modes in which an optimiser may have stored an RGB mask without loss; any other is not a label
 # map.
 _LOSSLESS_MODES = ("RGB", "RGBA", "P", "L", "1")
@@ -54,7 +58,11 @@ def decode(rgb: np.ndarray) -> np.ndarray:
     rgb = np.asarray(rgb)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise ValueError(f"expected uint8 of shape (H, W, 3), got {rgb.dtype} {rgb.shape}")
-    red, green, blue = (np.asarray(channel) for channel in cv2.split(rgb))
+    return _ids(*(np.asarray(channel) for channel in cv2.split(rgb)))
+
+
+def _ids(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
+    """int32 ids of three uint8 channels (H, W)."""
     if blue.any():
         raise ValueError("expected id = red + 256 * green with blue 0, found blue above 0")
     ids = red.astype(np.int32)
@@ -93,17 +101,42 @@ def load_label(path: Path) -> np.ndarray:
         UserError: missing, unreadable or truncated file, or one that is no label map; names the
             file.
     """
+    try:
+        channels = _fast_channels(path)
+        if channels is not None:
+            return _ids(*channels)
+        return decode(_rgb_of(path))
+    except ValueError as error:
+        raise UserError(f"label map {path}: {error}") from error
+
+
+def _fast_channels(path: Path) -> list[np.ndarray] | None:
+    """Red, green and blue of a whole PNG of 8-bit RGB, a third faster than by Pillow.
+
+    None for everything else, broken files included, about which Pillow has more to say.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    usual = data.startswith(_PNG_START) and data[24:26] == _PNG_RGB and data.endswith(_PNG_END)
+    if not usual or width * height > _FAST_PIXELS:
+        return None
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if bgr is None or bgr.shape != (height, width, 3) or bgr.dtype != np.uint8:
+        return None
+    return [np.asarray(channel) for channel in cv2.split(bgr)][::-1]
+
+
+def _rgb_of(path: Path) -> np.ndarray:
     with opened(path, "label map") as image:
         if image.format != "PNG" or image.mode not in _LOSSLESS_MODES:
             raise UserError(
                 f"label map {path}: expected a PNG with 8 bits a channel, "
                 f"found {image.format} in mode {image.mode}"
             )
-        rgb = np.asarray(_without_alpha(image))
-    try:
-        return decode(rgb)
-    except ValueError as error:
-        raise UserError(f"label map {path}: {error}") from error
+        return np.asarray(_without_alpha(image))
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:

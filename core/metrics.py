@@ -101,7 +101,8 @@ def boundary_mask(label: np.ndarray) -> np.ndarray:
     """
     height, width = label.shape
     distance = max(1, round(BOUNDARY_FRACTION * math.hypot(height, width)))
-    framed = np.pad(label.astype(np.uint16), 1, constant_values=int(label.max()) + 1)
+    framed = np.full((height + 2, width + 2), int(label.max()) + 1, np.uint16)
+    framed[1:-1, 1:-1] = label
     sides = framed[:, 1:] != framed[:, :-1]
     sides = sides[:, 1:] | sides[:, :-1]
     ends = framed[1:] != framed[:-1]
@@ -128,10 +129,8 @@ def count_image(
         UserError: the sizes differ, or an id is out of range.
     """
     check_pair(prediction, truth, num_classes)
-    codes = [
-        2 * label.astype(np.uint16) + (boundary_mask(label) if boundary else 0)
-        for label in (prediction, truth)
-    ]
+    narrow = (prediction.astype(np.uint16), truth.astype(np.uint16))
+    codes = [2 * ids + boundary_mask(ids) if boundary else 2 * ids for ids in narrow]
     pred_codes, true_codes, lengths = _runs(*codes)
     judged = true_codes >> 1 != IGNORE
     pred_codes, true_codes = pred_codes[judged], true_codes[judged]

@@ -104,3 +104,28 @@ def test_pictures_are_not_taken_for_masks(tmp_path: Path) -> None:
     for name in ("colour", "gray", "jpeg", "deep"):
         with pytest.raises(UserError, match=f"{name}.png.*expected"):
             labels.load_label(tmp_path / f"{name}.png")
+
+
+def test_a_damaged_file_is_never_read_as_something_else(tmp_path: Path) -> None:
+    """Bytes changed, cut out and cut off: either the very labels or an error that names the file."""
+    ids = np.kron(np.arange(12).reshape(3, 4) * 90, np.ones((5, 6), int))
+    whole = labels.png_of_label(ids)
+    path = tmp_path / "label.png"
+    rng = np.random.default_rng(0)
+    errors = 0
+    for number in range(300):
+        data = bytearray(whole)
+        place = int(rng.integers(8, len(data) - 12))
+        if number % 3 == 0:
+            data[place] ^= 1 + int(rng.integers(255))
+        elif number % 3 == 1:
+            del data[place : place + 3]
+        else:
+            data = data[:place] + data[-12:]
+        path.write_bytes(bytes(data))
+        try:
+            assert np.array_equal(labels.load_label(path), ids)
+        except UserError as error:
+            assert str(path) in str(error)
+            errors += 1
+    assert errors > 250
