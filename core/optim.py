@@ -25,14 +25,20 @@ _STEP = """
     const float rate = data["rate"], momentum = data["momentum"];
     float decay = data["decay"], scale = 1;
     if (larc) {
-        double values = 0, gradients = 0;
-        #pragma omp parallel for schedule(static) reduction(+:values,gradients) if (n > 16384)
-        for (int64 block = 0; block < n; block += 1024) {
+        // Sums of blocks, added in order: the same to the last bit for any number of threads.
+        const int64 blocks = (n + 1023) / 1024;
+        std::vector<float> sums(2 * blocks);
+        #pragma omp parallel for schedule(static) if (n > 16384)
+        for (int64 block = 0; block < blocks; block++) {
             float a = 0, b = 0;
-            for (int64 i = block; i < std::min(block + 1024, n); i++) {
+            for (int64 i = block * 1024; i < std::min(block * 1024 + 1024, n); i++) {
                 a += in0_p[i] * in0_p[i]; b += in1_p[i] * in1_p[i];
             }
-            values += a; gradients += b;
+            sums[2 * block] = a; sums[2 * block + 1] = b;
+        }
+        double values = 0, gradients = 0;
+        for (int64 block = 0; block < blocks; block++) {
+            values += sums[2 * block]; gradients += sums[2 * block + 1];
         }
         values = std::sqrt(values); gradients = std::sqrt(gradients);
         if (values != 0 && gradients != 0)

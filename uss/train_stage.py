@@ -69,6 +69,8 @@ def check(config: Config, stage: str, images: int) -> None:
             f"{stage}.batch_size is {section.batch_size} over all {world} processes: it must be a "
             f"positive multiple of {world}; use --set {stage}.batch_size=..."
         )
+    if config.workers < 0:
+        raise UserError(f"--workers must be 0 or more, is {config.workers}")
     if images < section.batch_size:
         raise UserError(
             f"{stage}: {images} training images do not fill one batch of {section.batch_size}; "

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from core import checkpoint
+from core.data.datasets import MultiCropDataset
 from core.data.folders import list_images
 from core.errors import UserError
 from core.labels import save_label
@@ -210,6 +211,10 @@ def test_a_stage_is_not_continued_from_other_weights(run, data, tmp_path):
         ({"pretrain": {"batch_size": 9}}, "8 training images do not fill one batch of 9"),
         ({"pretrain": {"batch_size": 0}}, "positive multiple of 1"),
         ({"pretrain": {"queue_length": 3}}, "queue_length is 3, shorter than one batch of 4"),
+        ({"pretrain": {"crop_sizes": (64, 16)}}, "crops of 16 pixels: expected 32"),
+        ({"pretrain": {"crop_sizes": (9999, 32)}}, "crops of 9999 pixels: .* to 4096"),
+        ({"pretrain": {"min_scales": (0.5, 0.0)}}, "crop scales need 0 < min"),
+        ({"config": {"workers": -1}}, "--workers must be 0 or more, is -1"),
         ({"pretrain": {"crop_counts": (2,)}}, "one entry per crop size"),
         ({"pretrain": {"crop_counts": (1, 2)}}, "must begin with at least 2"),
         ({"pretrain": {"shallow": (3, 4)}}, "distinct stages out of 1, 2, 3"),
@@ -222,9 +227,44 @@ def test_pretraining_refuses_settings_that_cannot_work(stages, message, data, tm
     assert not any(tmp_path.iterdir())
 
 
+def test_a_batch_that_the_ranks_cannot_share_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
+    for size in (2, 4):
+        config = _config(**{name: {"batch_size": size} for name in ("pretrain", "finetune")})
+        _write_labels(RunFolder(tmp_path))
+        for stage in (pretrain, finetune):
+            with pytest.raises(UserError, match=f"batch_size is {size} over all 3 processes"):
+                stage.run(config, data, RunFolder(tmp_path))
+    assert not RunFolder(tmp_path).segmenter.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": 0}, "pixel_attention.epochs must be at least 1"),
+        ({"batch_size": 9}, "8 training images do not fill one batch of 9"),
+        ({"queue_length": 3}, "queue_length is 3, shorter than one batch of 4"),
+        ({"crop_size": 8}, "pixel_attention: crops of 8 pixels"),
+    ],
+)
+def test_attention_refuses_settings_that_cannot_work(fields, message, data, tmp_path):
+    with pytest.raises(UserError, match=message):
+        pixel_attention.run(_config(pixel_attention=fields), data, RunFolder(tmp_path))
+
+
+def test_crops_may_be_larger_than_the_image(data):
+    """They are cut to a part of the image and enlarged, as in the reference."""
+    dataset = MultiCropDataset(list_images(data / "train"), (128, 96), (2, 1), (0.1, 0.1), (1, 0.2))
+    views = dataset.get(0, np.random.default_rng(0))
+    assert [view.shape for view in views[:3]] == [(3, 128, 128), (3, 128, 128), (3, 96, 96)]
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
+        ({"finetune": {"epochs": 0}}, "finetune.epochs must be at least 1"),
+        ({"finetune": {"batch_size": 9}}, "8 training images do not fill one batch of 9"),
+        ({"finetune": {"crop_size": 8}}, "finetune: crops of 8 pixels"),
         ({"finetune": {"head": "fcn"}}, "finetune.head must be one of upernet, plain"),
         ({"finetune": {"batch_size": 1}}, "batch_size must be at least 2"),
         ({"finetune": {"label_scale": 0.0}}, "label_scale must be in"),
@@ -232,6 +272,8 @@ def test_pretraining_refuses_settings_that_cannot_work(stages, message, data, tm
     ],
 )
 def test_finetuning_refuses_what_cannot_work(stages, message, data, tmp_path):
+    if stages:
+        _write_labels(RunFolder(tmp_path))
     with pytest.raises(UserError, match=message):
         finetune.run(_config(**stages), data, RunFolder(tmp_path))
 
@@ -242,6 +284,7 @@ def test_finetuning_refuses_labels_of_more_classes(run, data, tmp_path):
     checkpoint.save_checkpoint(other.pretrain("resnet18"), _payload(run.pretrain("resnet18")))
     with pytest.raises(UserError, match="reach 2, but num_classes is 1"):
         finetune.run(_config(config={"num_classes": 1}), data, other)
+    assert not other.segmenter.exists()  # refused before anything was trained
 
 
 def test_finetuning_leaves_a_broken_image_without_label_out(data, tmp_path, capsys):
