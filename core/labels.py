@@ -113,7 +113,8 @@ def load_label(path: Path) -> np.ndarray:
 def _fast_channels(path: Path) -> list[np.ndarray] | None:
     """Red, green and blue of a whole PNG of 8-bit RGB, a third faster than by Pillow.
 
-    None for everything else, broken files included, about which Pillow has more to say.
+    None for everything else, cut files included, about which Pillow has more to say; a file of this
+    kind that does not match its checksums is a ValueError, for Pillow does not compare them all.
     """
     try:
         data = path.read_bytes()
@@ -125,7 +126,7 @@ def _fast_channels(path: Path) -> list[np.ndarray] | None:
         return None
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if bgr is None or bgr.shape != (height, width, 3) or bgr.dtype != np.uint8:
-        return None
+        raise ValueError("the PNG is damaged; make it again")
     return [np.asarray(channel) for channel in cv2.split(bgr)][::-1]
 
 

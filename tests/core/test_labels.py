@@ -107,7 +107,7 @@ def test_pictures_are_not_taken_for_masks(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_never_read_as_something_else(tmp_path: Path) -> None:
-    """Bytes changed, cut out and cut off: either the very labels or an error that names the file."""
+    """Bytes changed, cut out and cut off: the very labels or an error that names the file."""
     ids = np.kron(np.arange(12).reshape(3, 4) * 90, np.ones((5, 6), int))
     whole = labels.png_of_label(ids)
     path = tmp_path / "label.png"
