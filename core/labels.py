@@ -125,8 +125,10 @@ def _fast_channels(path: Path) -> list[np.ndarray] | None:
     if not usual or width * height > _FAST_PIXELS:
         return None
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if bgr is None or bgr.shape != (height, width, 3) or bgr.dtype != np.uint8:
+    if bgr is None:
         raise ValueError("the PNG is damaged; make it again")
+    if bgr.shape != (height, width, 3) or bgr.dtype != np.uint8:
+        return None
     return [np.asarray(channel) for channel in cv2.split(bgr)][::-1]
 
 

@@ -129,3 +129,9 @@ def test_a_damaged_file_is_never_read_as_something_else(tmp_path: Path) -> None:
             assert str(path) in str(error)
             errors += 1
     assert errors > 250
+
+
+def test_a_transparent_colour_is_no_damage(tmp_path: Path) -> None:
+    ids = np.arange(12).reshape(3, 4)
+    Image.fromarray(labels.encode(ids)).save(tmp_path / "a.png", transparency=(3, 0, 0))
+    assert np.array_equal(labels.load_label(tmp_path / "a.png"), ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import cv2
 import numpy as np
@@ -170,3 +171,22 @@ def test_maps_that_do_not_fit(prediction, truth, text):
 def test_match_that_is_no_bijection_is_a_bug():
     with pytest.raises(ValueError, match="bijection"):
         SegmentationMetrics(2).compute({0: 0, 1: 1, 2: 1})
+
+
+def test_what_is_held_does_not_grow_with_the_images():
+    rng = np.random.default_rng(6)
+    metrics = SegmentationMetrics(4)
+    sizes = []
+    for count in (50, 500):
+        for _ in range(count):
+            metrics.update(*np.kron(rng.integers(0, 5, (2, 4, 5)), np.ones((1, 3, 2), int)))
+        sizes.append(len(pickle.dumps(metrics)))
+    assert sizes[1] < 1.5 * sizes[0]
+    assert metrics.compute().images == 550
+
+
+def test_accuracy_of_equally_frequent_classes_takes_the_smallest_class():
+    metrics = SegmentationMetrics(3, boundary=False)
+    metrics.update(np.array([[1, 2]] * 4), np.array([[2, 2]] * 4))
+    assert metrics.compute().accuracy == 0  # class 1 is the smaller of 1 and 2
+    assert metrics.compute({0: 0, 1: 3, 2: 2, 3: 1}).accuracy == 1
