@@ -9,6 +9,7 @@ whatever means, closes the socket and so ends the worker.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -125,23 +126,25 @@ class _Worker:
         self._waiting.append(part)
         # Each by itself, so that one that cannot be read in the worker is named.
         packed = [pickle.dumps(task, protocol=5) for task in tasks]
-        try:
+        # A worker that is gone is noticed by receive, which knows what it did last.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             _send(self.socket, packed)
-        except (BrokenPipeError, ConnectionResetError):
-            self._gone()
 
     def receive(self) -> None:
         """Wait for the next answer, which is that of the oldest part."""
         try:
             answer = _receive(self.socket)
-        except (EOFError, ConnectionResetError):
-            self._gone()
+        except ConnectionResetError:
+            # Said once, before the answers that the worker gave in its life.
+            return
+        except EOFError:
+            raise self._gone() from None
         self._waiting.popleft().answer = answer
 
-    def _gone(self) -> None:
+    def _gone(self) -> UserError:
         code = self.process.wait()
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise UserError(
+        return UserError(
             f"a data worker ended ({cause}) while it made the samples of "
             f"{', '.join(self._waiting[0].names[:4])}; if memory ran out, use a smaller --workers"
         )

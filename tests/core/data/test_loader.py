@@ -225,10 +225,15 @@ def test_workers_end_with_the_loader(seen: Path) -> None:
     wait_until(lambda: not any(map(alive, makers(seen))))
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_killed_worker_is_an_error_that_names_the_file(workers: int) -> None:
-    with pytest.raises(UserError, match=r"ended \(SIGKILL\) while .*5\.jpg.*--workers"):
-        indices(Loader(Deadly(12), 4, 0, workers, shuffle=False))
+def test_a_killed_worker_is_an_error_that_names_the_file(workers: int, late: bool) -> None:
+    epoch = Loader(Deadly(24), 4, 0, workers, shuffle=False).epoch(0)
+    assert next(epoch)[0].tolist() == [0, 1, 2, 3]
+    if late:  # it is dead before it gets its next task
+        time.sleep(1.0)
+    with pytest.raises(UserError, match=r"ended \(SIGKILL\) while .*\b5\.jpg.*--workers"):
+        list(epoch)
 
 
 def test_a_data_set_that_a_worker_cannot_read_is_an_error() -> None:
