@@ -114,7 +114,10 @@ def onednn_flags() -> str:
 
 
 def _import_jittor() -> Any:
-    _check_toolchain()
+    check_compiler()
+    if _under_mpi():
+        check_mpicc()
+    check_headers()
     cuda = _choose_cuda()
     home = _jittor_home()
     _lay_out_onednn()
@@ -158,19 +161,43 @@ def _end_compile_processes() -> None:
         jittor_utils.pool_size = 0
 
 
-def _check_toolchain() -> None:
-    """Jittor compiles its core and kernels: say what is missing before it fails half-way."""
+def check_compiler() -> str:
+    """Path of the C++ compiler, by which Jittor compiles its core and kernels.
+
+    Raises:
+        UserError: there is none.
+    """
     compiler = os.environ.get("cc_path", "g++")
-    if shutil.which(compiler) is None:
+    found = shutil.which(compiler)
+    if found is None:
         raise UserError(
             f"Jittor needs a C++ compiler and {compiler!r} is not on PATH; "
             "install it (Debian: apt-get install g++)"
         )
-    if _under_mpi() and shutil.which(os.environ.get("mpicc_path", "mpicc")) is None:
+    return found
+
+
+def check_mpicc() -> str:
+    """Path of MPI's compiler, which Jittor needs in processes that mpirun started.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = shutil.which(os.environ.get("mpicc_path", "mpicc"))
+    if found is None:
         raise UserError(
-            "started by mpirun, but Jittor needs mpicc and it is not on PATH; "
+            "started by mpirun, Jittor needs mpicc and it is not on PATH; "
             "install it (Debian: apt-get install libopenmpi-dev)"
         )
+    return found
+
+
+def check_headers() -> Path:
+    """Folder of the headers of this Python.
+
+    Raises:
+        UserError: they, or ``python3.X-config``, are missing.
+    """
     include = Path(sysconfig.get_paths()["include"])
     if not (include / "Python.h").is_file() or _python_config() is None:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -179,6 +206,22 @@ def _check_toolchain() -> None:
             f"python{version}-config is missing; install them "
             f"(Debian: apt-get install python{version}-dev)"
         )
+    return include
+
+
+def check_onednn() -> tuple[Path, Path]:
+    """(library, include folder) of the pinned oneDNN wheel.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    library, include = Path(sys.prefix) / "lib" / "libdnnl.so.2", Path(sys.prefix) / "include"
+    if not library.exists() or not (include / "dnnl.h").exists():
+        raise UserError(
+            f"oneDNN is missing from {sys.prefix}; run: make setup "
+            f"(it installs {_ONEDNN_WHEEL} from requirements.txt)"
+        )
+    return library, include
 
 
 def _under_mpi() -> bool:
@@ -209,12 +252,7 @@ def _onednn_shim() -> Path:
 
 def _lay_out_onednn() -> None:
     """Put the pinned oneDNN wheel where Jittor would have downloaded its own."""
-    library, include = Path(sys.prefix) / "lib" / "libdnnl.so.2", Path(sys.prefix) / "include"
-    if not library.exists() or not (include / "dnnl.h").exists():
-        raise UserError(
-            f"oneDNN is missing from {sys.prefix}; run: make setup "
-            f"(it installs {_ONEDNN_WHEEL} from requirements.txt)"
-        )
+    library, include = check_onednn()
     shim = _onednn_shim()
     for link, target in {
         shim / "include": include,
@@ -303,7 +341,7 @@ def _choose_cuda() -> str:
         raise UserError(f"USS_DEVICE must be auto, cpu or cuda, not {wanted!r}")
     if wanted == "cpu":
         return ""
-    nvcc, reason = _usable_nvcc()
+    nvcc, reason = usable_nvcc()
     if not nvcc and wanted == "cuda":
         raise UserError(
             f"USS_DEVICE=cuda but {reason}; "
@@ -312,9 +350,9 @@ def _choose_cuda() -> str:
     return nvcc
 
 
-def _usable_nvcc() -> tuple[str, str]:
+def usable_nvcc() -> tuple[str, str]:
     """(path, "") of a usable nvcc, or ("", why not)."""
-    if not _cuda_devices():
+    if not cuda_devices():
         return "", "no CUDA device is visible"
     found = os.environ.get("nvcc_path") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     if not os.path.isfile(found):
@@ -335,7 +373,7 @@ def _usable_nvcc() -> tuple[str, str]:
     return found, ""
 
 
-def _cuda_devices() -> int:
+def cuda_devices() -> int:
     """Number of CUDA devices the driver shows; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")

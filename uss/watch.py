@@ -1,0 +1,120 @@
+"""``python -m uss watch RUN``: how far a run is, while it runs, from any terminal or machine that
+sees its folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from core.errors import UserError
+from uss.doctor_estimate import duration
+from uss.run_state import FINISHED, RUNNING, STOPPED, RunState, StageState
+
+_CLEAR = "\x1b[H\x1b[J"
+_BAR = 16
+# Reading a large run over a network takes time: no more than this share of it is spent on that.
+_READING_SHARE = 0.1
+
+
+def main(arguments: list[str]) -> int:
+    """Show the state of ``RUN`` until Ctrl-C, or once."""
+    options = _parser().parse_args(arguments)
+    if not options.run.is_dir():
+        raise UserError(f"{options.run} is not a folder; name the run folder (runs/PRESET)")
+    if options.interval <= 0:
+        raise UserError(f"--interval must be positive, is {options.interval:g}")
+    state = RunState(options.run, options.data, options.result)
+    if options.json:
+        print(json.dumps([asdict(stage) for stage in state.stages()], indent=2))
+        return 0
+    try:
+        _watch(state, options.interval, options.once)
+    except KeyboardInterrupt:
+        print()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m uss watch", description=__doc__)
+    add = parser.add_argument
+    add("run", type=Path, help="run folder of train_1..4.sh and test.py")
+    add("--data", type=Path, help="data set, for totals (where the run's records name it)")
+    add("--result", type=Path, help="--dump_path of test.py (RUN/result)")
+    add("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (2)")
+    add("--once", action="store_true", help="show the state and end")
+    add("--json", action="store_true", help="print the state as JSON and end")
+    return parser
+
+
+def _watch(state: RunState, interval: float, once: bool) -> None:
+    live = sys.stdout.isatty() and not once
+    while True:
+        started = time.monotonic()
+        text = page(state.run.root, state.stages(), shutil.get_terminal_size().columns)
+        taken = time.monotonic() - started
+        print(f"{_CLEAR}{text}" if live else text, flush=True)
+        if once:
+            return
+        time.sleep(max(interval, taken / _READING_SHARE))
+
+
+def page(run: Path, stages: list[StageState], columns: int) -> str:
+    """What is shown: a line a stage, and what the running ones say."""
+    lines = [f"{run}   {time.strftime('%H:%M:%S')}   {_free(run)}", ""]
+    if not stages:
+        lines.append("nothing has begun here yet")
+    for stage in stages:
+        lines.append(_line(stage))
+        lines += [f"    {text}" for text in _details(stage)]
+    return "\n".join(line[: max(columns - 1, 40)] for line in lines)
+
+
+def _line(stage: StageState) -> str:
+    parts = [f"{stage.name:26}{stage.state:10}"]
+    if stage.total:
+        share = min(stage.done / stage.total, 1.0)
+        filled = round(_BAR * share)
+        if stage.state != FINISHED:
+            parts.append(f"[{'#' * filled}{'.' * (_BAR - filled)}] {100 * share:3.0f} %")
+        parts.append(f"{stage.done}/{stage.total} {stage.unit}")
+    elif stage.done:
+        parts.append(f"{stage.done} {stage.unit}")
+    if stage.failed:
+        parts.append(f"{stage.failed} failed")
+    if stage.state == RUNNING and stage.rate:
+        parts.append(f"{stage.rate:.3g} images/s")
+    if stage.left_s is not None:
+        parts.append(f"{duration(stage.left_s)} left")
+    if stage.state == FINISHED and stage.took_s:
+        parts.append(f"took {duration(stage.took_s)}")
+    return "  ".join(parts)
+
+
+def _details(stage: StageState) -> list[str]:
+    """What is worth a line of its own of a stage that is not finished."""
+    if stage.state == FINISHED:
+        return []
+    texts = []
+    values = ", ".join(f"{name} {value:.4g}" for name, value in stage.values.items())
+    if values:
+        texts.append(values)
+    facts = []
+    if stage.memory_mib:
+        facts.append(f"memory {stage.memory_mib / 1024:.1f} GiB")
+    if stage.workers:
+        facts.append(f"{len(stage.workers)} at work: {', '.join(stage.workers[:4])}")
+    if stage.silent_s is not None:
+        facts.append(f"last sign of life {duration(stage.silent_s)} ago")
+    if stage.state == STOPPED:
+        facts.append("the same command goes on")
+    return [*texts, *([", ".join(facts)] if facts else [])]
+
+
+def _free(run: Path) -> str:
+    return f"{shutil.disk_usage(run).free / (1 << 30):.0f} GiB free on disk"
