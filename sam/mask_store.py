@@ -70,7 +70,7 @@ class MaskStore:
     def __init__(self, folder: Path, fingerprint: Any) -> None:
         text = json.dumps({"format": _FORMAT, "masks": fingerprint}, sort_keys=True)
         self.fingerprint = json.loads(text)
-        self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder = Path(folder) / _digest(self.fingerprint)
         #: For ``core.claims``, of processes that fill this store together.
         self.claims_folder = self.folder / CLAIMS_FOLDER
         settings = self.folder / SETTINGS_FILE
@@ -81,6 +81,20 @@ class MaskStore:
                 f"expected masks of these settings in {self.folder}, but {settings} states others; "
                 "remove that folder"
             )
+
+    @staticmethod
+    def fingerprints(folder: Path) -> list[Any]:
+        """The fingerprints of the stores that lie in a folder; nothing is written."""
+        found = []
+        for path in sorted(Path(folder).glob(f"*/{SETTINGS_FILE}")):
+            try:
+                content = read_json(path, "the settings of a mask store")
+            except UserError:
+                continue
+            ours = isinstance(content, dict) and set(content) == {"format", "masks"}
+            if ours and content["format"] == _FORMAT and path.parent.name == _digest(content):
+                found.append(content["masks"])
+        return found
 
     def path(self, key: str) -> Path:
         """The file of image ``key`` ("<class folder>/<stem>" or "<stem>")."""
@@ -168,6 +182,10 @@ class MaskStore:
                         path.unlink()
                 except FileNotFoundError:
                     continue
+
+
+def _digest(fingerprint: Any) -> str:
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _bucket(key: str) -> str:

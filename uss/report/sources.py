@@ -1,0 +1,195 @@
+"""Which files a report is made of: found by the run's own rules, or named by the user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core import log
+from core.data.folders import class_names
+from core.errors import UserError
+from core.files import read_json, sha256_of
+from core.ledger import LEDGER_FOLDER, SETTINGS_FILE
+from uss.deliver import ORIGIN
+from uss.paths import CHECKPOINT, CONFIG, RunFolder
+
+STAGE = "report"
+DEFAULT_DATA = Path("/data/ImageNetS50")
+UNREFINED = "_unrefined"
+_PREFERRED = ("validation", "test", "testB")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user named on the command line; None: look for it."""
+
+    run: Path
+    data: Path | None = None
+    result: Path | None = None
+    split: str | None = None
+    num_classes: int | None = None
+
+
+@dataclass
+class Sources:
+    """Where everything lies; None for what is not there, and ``notes`` that say so."""
+
+    run: RunFolder
+    settings: dict[str, Any]  # of the segmenter, {} where not known
+    checkpoint_sha256: str | None  # of the run's own segmenter
+    data: Path | None = None
+    split: str | None = None
+    result: Path | None = None  # dump_path of test.py
+    after: Path | None = None  # label maps
+    before: Path | None = None  # those before refinement
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> Path | None:
+        """Folder of the images of the split."""
+        if self.data is None or self.split is None or not (self.data / self.split).is_dir():
+            return None
+        return self.data / self.split
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether masks of the split are at hand."""
+        return bool(self.images and (self.images.parent / f"{self.split}-segmentation").is_dir())
+
+
+def find(request: Request) -> Sources:
+    """Look for everything that a report of ``request.run`` can show.
+
+    Raises:
+        UserError: a folder that the user named is not there.
+    """
+    for name, path in (
+        ("run", request.run),
+        ("--data", request.data),
+        ("--result", request.result),
+    ):
+        if path is not None and not path.is_dir():
+            raise UserError(f"{name} {path} is not a folder; name one that exists")
+    run = RunFolder(request.run.absolute())
+    checkpoint = run.segmenter / CHECKPOINT
+    found = Sources(
+        run,
+        json_or(run.segmenter / CONFIG, {}),
+        sha256_of(checkpoint) if checkpoint.is_file() else None,
+    )
+    found.data = request.data or _first_folder(run.root / "data", DEFAULT_DATA)
+    _find_labels(found, request)
+    if found.after is not None and found.images is None:
+        where = f"{found.data}/{found.split}" if found.data else "no data folder was found"
+        _note(found, f"The images are not at hand ({where}): name their data set with --data.")
+    return found
+
+
+def names_of_classes(data: Path | None, num_classes: int) -> list[str]:
+    """Names of the ids 0..C: class folders of the first split that has C of them, else numbers."""
+    for split in ("train", *_PREFERRED):
+        if data is not None and (data / split).is_dir():
+            try:
+                names = class_names(data, split)
+            except UserError:
+                continue
+            if len(names) == num_classes:
+                return ["background", *names]
+    return ["background", *(f"class {index}" for index in range(1, num_classes + 1))]
+
+
+def json_or(path: Path, default: Any) -> Any:
+    """The content of a JSON file, or ``default`` where it is missing, broken or of another type."""
+    try:
+        value = read_json(path, "JSON")
+    except UserError:
+        return default
+    return value if isinstance(value, type(default)) else default
+
+
+def setting(settings: Any, name: str, default: Any = None) -> Any:
+    """The value of a dotted name in nested dicts."""
+    for key in name.split("."):
+        if not isinstance(settings, dict) or key not in settings:
+            return default
+        settings = settings[key]
+    return settings
+
+
+def short(digest: Any) -> str:
+    """The first digits of a SHA-256, enough to compare by eye."""
+    return str(digest)[:12]
+
+
+def _find_labels(found: Sources, request: Request) -> None:
+    found.result = request.result or _own_result(found)
+    splits = _splits(found.result) if found.result else []
+    if request.split is not None and request.split in splits:
+        splits = [request.split]
+    elif request.split is not None:
+        splits = []
+    if splits and found.result is not None:
+        found.split = splits[0]
+        found.after = found.result / found.split
+        found.before = found.result / f"{found.split}{UNREFINED}"
+        if not _is_own(found.result, found.checkpoint_sha256):
+            _note(
+                found, f"{found.result} was made by another checkpoint than this run's segmenter."
+            )
+        return
+    found.result = None
+    asked = (request.split,) if request.split else _PREFERRED
+    for split in asked:
+        if found.run.predictions(split).is_dir():
+            found.split, found.after = split, found.run.predictions(split)
+            _note(found, "These are the segmenter's own predictions; test.py has not refined them.")
+            return
+    what = f"of {request.split}" if request.split else "of any split"
+    _note(
+        found, f"There are no label maps {what}: run test.py, or name its --dump_path by --result."
+    )
+
+
+def _own_result(found: Sources) -> Path | None:
+    """The result folder in the run, else the default one, where its label maps are this run's."""
+    inside, default = found.run.root / "result", Path("result").absolute()
+    if _splits(inside) and _is_own(inside, found.checkpoint_sha256):
+        return inside
+    # Every run's results may lie there, so that a run without segmenter cannot claim them.
+    own = found.checkpoint_sha256 is not None and _is_own(default, found.checkpoint_sha256)
+    return default if own and _splits(default) else None
+
+
+def _splits(result: Path) -> list[str]:
+    """Splits that test.py has labelled in a folder, the most telling first."""
+    if not result.is_dir():
+        return []
+    names = [
+        path.name[: -len(UNREFINED)]
+        for path in sorted(result.iterdir())
+        if path.name.endswith(UNREFINED) and (path.with_name(path.name[: -len(UNREFINED)])).is_dir()
+    ]
+    return sorted(names, key=lambda name: (name not in _PREFERRED, _place(name), name))
+
+
+def _place(name: str) -> int:
+    return _PREFERRED.index(name) if name in _PREFERRED else 0
+
+
+def _is_own(result: Path, checkpoint_sha256: str | None) -> bool:
+    """Whether label maps in a result folder come from this checkpoint, as far as can be told."""
+    stated = {json_or(result / ORIGIN, {}).get("checkpoint_sha256")}
+    for path in result.glob(f"*/{LEDGER_FOLDER}/*/{SETTINGS_FILE}"):
+        stated.add(json_or(path, {}).get("checkpoint_sha256"))
+    stated.discard(None)
+    return checkpoint_sha256 is None or not stated or checkpoint_sha256 in stated
+
+
+def _first_folder(*folders: Path) -> Path | None:
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _note(found: Sources, text: str) -> None:
+    log.warn(STAGE, text)
+    found.notes.append(text)
