@@ -185,8 +185,8 @@ def _validation_items(data: Path) -> list[ImageItem]:
         return labelled_images(data, "validation")
     except UserError as error:
         raise UserError(
-            f"the threshold is chosen on the validation masks, but {error}; or set it by hand: "
-            "--set pseudo_labels.threshold=0.35"
+            f"the threshold is chosen on the validation masks, but {error}; or give one: "
+            "bash train_3.sh --threshold 0.35"
         ) from error
 
 

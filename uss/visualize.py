@@ -54,9 +54,9 @@ class Names:
     classes: Sequence[str]
 
     def of(self, index: int) -> str:
-        """The name of an id after the match."""
+        """An id after the match, in words that begin or end with its number."""
         if index <= len(self.classes) and self.match is not None:
-            return self.classes[index - 1]
+            return f"{index} {self.classes[index - 1]}"
         return f"{'cluster' if self.match is None else 'class'} {index}"
 
 
@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> int:
     """Paint every image in every way that was asked for."""
     options = _parser().parse_args(arguments)
     images = list(_images(options.images))
-    run = RunFolder((options.run or PROJECT_ROOT / "runs" / options.preset).absolute())
+    name = options.preset or Config().preset
+    run = RunFolder((options.run or PROJECT_ROOT / "runs" / name).absolute())
     if options.run is not None and not options.run.is_dir():
         raise UserError(f"{options.run} is not a folder; name the run folder (runs/PRESET)")
     taken: set[Path] = set()
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--show", action="append", choices=sorted(_PAINTERS), help=kinds)
     add("--out", type=Path, default=Path("pictures"), help="folder of the pictures (pictures)")
     add("--run", type=Path, help="run folder (runs/PRESET)")
-    add("--preset", default="luss50", choices=sorted(PRESETS), help="settings of a run without own")
+    add("--preset", choices=sorted(PRESETS), help="settings (those of the run, else luss50)")
     add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one setting")
     add("--pretrained", type=Path, help="segmenter, or network of the attention (the run's)")
     add("--arch", choices=ARCHS, default="resnet18", help="trunk of the attention (resnet18)")
@@ -122,14 +123,14 @@ def _target(folder: Path, image: Path, kind: str, taken: set[Path]) -> Path:
 # Painters ---------------------------------------------------------------------------------------
 
 
-def _segmenter_config(options: argparse.Namespace, path: Path | None) -> Config:
-    """The settings that the segmenter was trained with, else those of the preset; then --set."""
+def _config(options: argparse.Namespace, path: Path | None) -> Config:
+    """Settings of --preset, else those that the network was trained with; then --set."""
     beside = path.parent / CONFIG if path else None
-    if beside is not None and beside.is_file():
+    if options.preset is None and beside is not None and beside.is_file():
         content = read_json(beside, "the settings of a run")
         config = core_config.from_dict(Config, content, str(beside))
     else:
-        config = preset(options.preset)
+        config = preset(options.preset or Config().preset)
     return core_config.override(config, options.set)
 
 
@@ -142,7 +143,7 @@ def _predictions(options: argparse.Namespace, run: RunFolder) -> Iterator[Painte
     from uss.segmenter import Segmenter
 
     path = _segmenter_path(options, run)
-    segmenter = Segmenter(path, _segmenter_config(options, path).predict)
+    segmenter = Segmenter(path, _config(options, path).predict)
     names = _names(options, run, path, segmenter.facts.num_classes)
 
     def paint(_: Path, rgb: np.ndarray) -> Image.Image:
@@ -159,7 +160,7 @@ def _refined(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
     path = _segmenter_path(options, run)
     names = _names(options, run, path, segmenter_facts(path).num_classes)
     with tempfile.TemporaryDirectory() as masks:
-        config = _segmenter_config(options, path)
+        config = _config(options, path)
         refiner = Refiner(Setup(config, path, None, Path(masks)))
 
         def paint(image: Path, rgb: np.ndarray) -> Image.Image:
@@ -175,7 +176,7 @@ def _masks(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
     from uss.image_masks import largest_first, mask_source
 
     own = run.segmenter / CHECKPOINT
-    source = mask_source(_segmenter_config(options, own if own.is_file() else None).masks)
+    source = mask_source(_config(options, own if own.is_file() else None).masks)
 
     def paint(_: Path, rgb: np.ndarray) -> Image.Image:
         label = np.zeros(rgb.shape[:2], np.int32)
@@ -195,7 +196,7 @@ def _attention(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]
     given = RunFolder(run.root, given_checkpoint=options.pretrained)
     path = products.pixel_attention(given, options.arch)
     model = load_pixel_attention(path, options.arch)
-    settings = _segmenter_config(options, path).pseudo_labels
+    settings = _config(options, path).pseudo_labels
 
     def paint(_: Path, rgb: np.ndarray) -> Image.Image:
         image = network_input(rgb, settings.resize, settings.square)
@@ -250,27 +251,30 @@ def labelled(rgb: np.ndarray, label: np.ndarray, names: Names) -> Image.Image:
     entries = []
     for place in np.argsort(-counts, kind="stable"):
         index, share = int(ids[place]), counts[place] / label.size
-        name = f"{index} {names.of(index)}" if index else "background"
-        entries.append((tuple(colours[index].tolist()) if index else None, f"{name} {share:.0%}"))
+        name = names.of(index) if index else "background"
+        entries.append((tuple(colours[index].tolist()) if index else None, f"{name}: {share:.0%}"))
     return with_legend(np.asarray(picture), entries)
 
 
 def heated(rgb: np.ndarray, level: np.ndarray) -> Image.Image:
-    """A map (h, w) of 0..1 over its uint8 RGB image (H, W, 3), with a scale: blue 0, yellow 1."""
+    """A map (h, w) over its uint8 RGB image (H, W, 3), from blue, its lowest value, to yellow, its
+    highest; a scale below names both.
+    """
     height, width = rgb.shape[:2]
     full = cv2.resize(level.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    low, high = float(level.min()), float(level.max())
+    spread = (full - low) / max(high - low, 1e-6)
     grey = rgb.mean(axis=2, keepdims=True)
-    mixed = (0.65 * _heat(full) + 0.35 * grey).round().astype(np.uint8)
-    text = f"attention: mean {level.mean():.2f}, {level.min():.2f} to {level.max():.2f}"
-    picture = with_legend(mixed, [(None, text)])
+    mixed = (0.65 * _heat(spread) + 0.35 * grey).round().astype(np.uint8)
+    picture = with_legend(mixed, [(None, f"attention, mean {level.mean():.2f}")])
     scale = _heat(np.tile(np.linspace(0, 1, picture.width, dtype=np.float32), (_BAR, 1)))
     page = Image.new("RGB", (picture.width, picture.height + _BAR + _LINE), _PAPER)
     page.paste(picture, (0, 0))
     page.paste(Image.fromarray(scale), (0, picture.height))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=_FONT)
     bottom = picture.height + _BAR + 2
-    draw.text((2, bottom), "0", _INK, font)
-    draw.text((page.width - 2, bottom), "1", _INK, font, "ra")
+    draw.text((2, bottom), f"{low:.2f}", _INK, font)
+    draw.text((page.width - 2, bottom), f"{high:.2f}", _INK, font, "ra")
     return page
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from core.errors import UserError
 from uss.doctor_estimate import duration
 from uss.run_state import FINISHED, RUNNING, STOPPED, RunState, StageState
+from uss.watch_serve import serve
 
 _CLEAR = "\x1b[H\x1b[J"
-_BAR = 16
+_BAR = 10
 # Reading a large run over a network takes time: no more than this share of it is spent on that.
 _READING_SHARE = 0.1
 
@@ -34,7 +35,10 @@ def main(arguments: list[str]) -> int:
         print(json.dumps([asdict(stage) for stage in state.stages()], indent=2))
         return 0
     try:
-        _watch(state, options.interval, options.once)
+        if options.serve:
+            serve(state, page, options.port, options.interval, _report_arguments(options))
+        else:
+            _watch(state, options.interval, options.once)
     except KeyboardInterrupt:
         print()
     return 0
@@ -49,14 +53,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (2)")
     add("--once", action="store_true", help="show the state and end")
     add("--json", action="store_true", help="print the state as JSON and end")
+    add("--serve", action="store_true", help="show it, and the report, in a browser here")
+    add("--port", type=int, default=8000, help="of --serve; 0: any that is free (8000)")
     return parser
+
+
+def _report_arguments(options: argparse.Namespace) -> list[str]:
+    """What ``python -m uss report`` is told beside the run."""
+    named = (("--data", options.data), ("--result", options.result))
+    return [part for flag, path in named if path for part in (flag, str(path.absolute()))]
 
 
 def _watch(state: RunState, interval: float, once: bool) -> None:
     live = sys.stdout.isatty() and not once
     while True:
         started = time.monotonic()
-        text = page(state.run.root, state.stages(), shutil.get_terminal_size().columns)
+        columns = shutil.get_terminal_size().columns if live else None
+        text = page(state.run.root, state.stages(), columns)
         taken = time.monotonic() - started
         print(f"{_CLEAR}{text}" if live else text, flush=True)
         if once:
@@ -64,19 +77,19 @@ def _watch(state: RunState, interval: float, once: bool) -> None:
         time.sleep(max(interval, taken / _READING_SHARE))
 
 
-def page(run: Path, stages: list[StageState], columns: int) -> str:
-    """What is shown: a line a stage, and what the running ones say."""
+def page(run: Path, stages: list[StageState], columns: int | None = None) -> str:
+    """What is shown: a line a stage, and what the running ones say; cut to ``columns``."""
     lines = [f"{run}   {time.strftime('%H:%M:%S')}   {_free(run)}", ""]
     if not stages:
         lines.append("nothing has begun here yet")
     for stage in stages:
         lines.append(_line(stage))
         lines += [f"    {text}" for text in _details(stage)]
-    return "\n".join(line[: max(columns - 1, 40)] for line in lines)
+    return "\n".join(line if columns is None else line[: max(columns - 1, 40)] for line in lines)
 
 
 def _line(stage: StageState) -> str:
-    parts = [f"{stage.name:26}{stage.state:10}"]
+    parts = [f"{stage.name:25}{stage.state:8}"]
     if stage.total:
         share = min(stage.done / stage.total, 1.0)
         filled = round(_BAR * share)
@@ -87,10 +100,6 @@ def _line(stage: StageState) -> str:
         parts.append(f"{stage.done} {stage.unit}")
     if stage.failed:
         parts.append(f"{stage.failed} failed")
-    if stage.state == RUNNING and stage.rate:
-        parts.append(f"{stage.rate:.3g} images/s")
-    if stage.left_s is not None:
-        parts.append(f"{duration(stage.left_s)} left")
     if stage.state == FINISHED and stage.took_s:
         parts.append(f"took {duration(stage.took_s)}")
     return "  ".join(parts)
@@ -100,11 +109,12 @@ def _details(stage: StageState) -> list[str]:
     """What is worth a line of its own of a stage that is not finished."""
     if stage.state == FINISHED:
         return []
-    texts = []
     values = ", ".join(f"{name} {value:.4g}" for name, value in stage.values.items())
-    if values:
-        texts.append(values)
     facts = []
+    if stage.left_s is not None:
+        facts.append(f"{duration(stage.left_s)} left")
+    if stage.state == RUNNING and stage.rate:
+        facts.append(f"{stage.rate:.3g} images/s")
     if stage.memory_mib:
         facts.append(f"memory {stage.memory_mib / 1024:.1f} GiB")
     if stage.workers:
@@ -113,7 +123,7 @@ def _details(stage: StageState) -> list[str]:
         facts.append(f"last sign of life {duration(stage.silent_s)} ago")
     if stage.state == STOPPED:
         facts.append("the same command goes on")
-    return [*texts, *([", ".join(facts)] if facts else [])]
+    return [text for text in (", ".join(facts), values) if text]
 
 
 def _free(run: Path) -> str:
