@@ -11,7 +11,7 @@ source "$ROOT/scripts/common.sh"
 
 started=$SECONDS
 "$PYTHON" -m uss weights
-"$PYTHON" -m uss demo-data --data "$DATA"
+"$PYTHON" -m uss data demo --data "$DATA"
 for script in train_1.sh train_2.sh train_3.sh train_4.sh; do
     bash "$ROOT/$script"
 done

@@ -41,7 +41,6 @@ TOOLS = {
     "doctor": ("uss.doctor", "check this machine and a data set; estimate time and memory"),
     "visualize": ("uss.visualize", "lay predictions, masks or attention over images"),
     "watch": ("uss.watch", "the live state of a run"),
-    "demo-data": ("uss.demo", "make the data set of the demo"),
     "report": ("uss.report.command", "one page about a run, to be opened in any browser"),
     "summary": ("uss.summary", "scores, times and a picture sheet of a finished run"),
 }

@@ -127,6 +127,18 @@ def test_what_is_no_folder_of_images(tmp_path: Path) -> None:
         assert done.returncode == 2 and text in done.stderr
 
 
+def test_the_demo_is_a_sound_data_set(tmp_path: Path) -> None:
+    done = data("demo", "--data", str(tmp_path / "demo"))
+    assert done.returncode == 0, done.stderr
+    report = data_check.check(tmp_path / "demo")
+    assert report.problems == []
+    assert {name: counts.images for name, counts in report.splits.items()} == {
+        "train": 50,
+        "validation": 20,
+        "test": 20,
+    }
+
+
 # split ------------------------------------------------------------------------------------------
 
 
