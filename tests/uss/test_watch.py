@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,32 @@ def test_the_command(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, complaints = process.communicate(timeout=60)
     assert (process.returncode, complaints) == (0, "")
+
+
+def test_in_a_browser(tmp_path: Path) -> None:
+    """The live state, as a page that loads itself anew and as JSON, and the report."""
+    train(tmp_path, 12)
+    process = watch(str(tmp_path), "--serve", "--port", "0", "--interval", "3")
+    assert process.stdout is not None
+    address = process.stdout.readline().split()[0]
+    assert address.startswith("http://127.0.0.1:")
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        assert answer.headers["Refresh"] == "3"
+        assert "12/20 steps" in answer.read().decode()
+    train(tmp_path, 20)
+    with urllib.request.urlopen(f"{address}state.json", timeout=60) as answer:
+        assert json.load(answer)[0]["state"] == FINISHED
+    with urllib.request.urlopen(f"{address}report.html", timeout=300) as answer:
+        page = answer.read().decode()
+        assert "pretraining, ResNet18" in page and page.rstrip().endswith("</html>")
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{address}../../etc/passwd", timeout=60)
+    other = watch(str(tmp_path), "--serve", "--port", address.split(":")[2].strip("/"))
+    _, complaint = other.communicate(timeout=60)
+    assert other.returncode == 2 and "choose another --port" in complaint
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert not (tmp_path / "report.html").exists()  # the run's own folder is only read
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
