@@ -137,7 +137,7 @@ def test_the_page_states_scores_and_provenance(finished: SmallRun) -> None:
     content = content_of(finished)
     page = Page(render(content))
     assert f"{100 * content.scores['after'].miou:.2f} %" in page.text
-    assert "With SAM: masks of a network that was trained on human work took part." in page.text
+    assert "With SAM, which was trained on masks that people made: not fully" in page.text
     assert "SAM (vit_t, sha256 abababababab)" in page.text
     assert "0.40, chosen by: validation masks" in page.text
     assert "matched on validation masks" in page.text
@@ -432,4 +432,4 @@ def test_attention_maps_are_drawn_on_request(own: SmallRun, attention_checkpoint
     for each in content.gallery:
         picture = Image.open(io.BytesIO(base64.b64decode(each.uris["attention"].partition(",")[2])))
         assert picture.size == (each.width, each.height)
-    assert "Attention runs from 0" in Page(render(content)).text
+    assert "Attention is drawn from the lowest value" in Page(render(content)).text

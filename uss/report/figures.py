@@ -14,13 +14,14 @@ from plotly.subplots import make_subplots
 from uss.report.collect import ClassRow, Content
 from uss.report.training import ThresholdChoice, TrainingCurve
 
-# Okabe and Ito's blue and vermilion, legible on white and on black; a hatch tells them apart too.
-BEFORE, AFTER = "#0072b2", "#d55e00"
-_LINES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#9a7d00")
+# A blue and a vermilion that are legible on white and on black; a hatch tells them apart too.
+BEFORE, AFTER = "#2b8cc9", "#d55e00"
+_LINES = (AFTER, BEFORE, "#009e73", "#cc79a7", "#9a7d00")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _NAME_LENGTH = 28
 # More classes than these would make a matrix that nobody can read.
 CONFUSION_CLASSES = 100
+_NUMBERED_CLASSES = 15  # with more, cells are too small for their number
 _ROW_PX = 34
 _PART_ROW_PX = 38
 
@@ -44,6 +45,13 @@ def plain(text: str) -> str:
     """A name as text of a chart, where plotly would read tags: escaped, and cut to fit an axis."""
     cut = text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…"
     return html.escape(cut, quote=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def labels_of(rows: Sequence[ClassRow]) -> list[str]:
@@ -108,9 +116,9 @@ def class_chart(rows: Sequence[ClassRow], refined: bool) -> Chart:
     """IoU of each class, before and after refinement; sorted in the browser."""
     names = labels_of(rows)
     figure = go.Figure()
-    series = [("after refinement" if refined else "prediction", [r.after for r in rows], AFTER, "")]
+    series = [("after" if refined else "prediction", [r.after for r in rows], AFTER, "")]
     if refined:
-        series.insert(0, ("before refinement", [r.before for r in rows], BEFORE, "/"))
+        series.insert(0, ("before", [r.before for r in rows], BEFORE, "/"))
     for name, values, colour, hatch in series:
         figure.add_trace(
             go.Bar(
@@ -118,17 +126,19 @@ def class_chart(rows: Sequence[ClassRow], refined: bool) -> Chart:
                 orientation="h",
                 y=names,
                 x=[None if value is None else 100 * value for value in values],
-                marker={"color": colour, "pattern": {"shape": hatch, "fgcolor": "#ffffff"}},
+                marker=_filled(colour, hatch),
                 hovertemplate="%{y}: %{x:.2f} %<extra>" + name + "</extra>",
             )
         )
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_xaxes(title_text="IoU, %", range=[0, 100], side="top")
-    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], automargin=True)
-    _finish(figure, 110 + _ROW_PX * len(rows), legend=refined)
+    figure.update_yaxes(categoryorder="array", categoryarray=names, automargin=True)
+    figure.update_yaxes(autorange="reversed")
+    _finish(figure, 110 + _ROW_PX * len(rows), legend=refined, above=60)
     best = max(rows, key=lambda row: row.after or 0)
     alt = f"IoU of {len(rows)} classes; the best is {best.name}; the table below has all numbers"
-    return Chart("classes", "IoU by class", alt, figure)
+    title = "IoU by class, before and after refinement" if refined else "IoU by class"
+    return Chart("classes", title, alt, figure)
 
 
 def confusion_chart(content: Content) -> Chart:
@@ -151,15 +161,17 @@ def confusion_chart(content: Content) -> Chart:
             zmin=0,
             zmax=100,
             colorscale="Cividis",
-            colorbar={"title": {"text": "% of the class"}, "thickness": 14},
+            texttemplate="%{z:.0f}" if len(rows) <= _NUMBERED_CLASSES else None,
+            colorbar={"title": {"text": "% of its pixels"}, "thickness": 14},
             hovertemplate="%{z:.1f} % of %{y} (%{customdata} pixels)<br>are %{x}<extra></extra>",
             xgap=1,
             ygap=1,
         )
     )
     figure.update_xaxes(title_text="prediction", tickangle=-45, automargin=True, side="bottom")
-    figure.update_yaxes(title_text="truth", autorange="reversed", automargin=True)
-    _finish(figure, min(1400, 230 + max(12, 34 - len(rows) // 3) * len(rows)))
+    figure.update_yaxes(title_text="truth", title_standoff=14, autorange="reversed")
+    figure.update_yaxes(automargin=True)
+    _finish(figure, min(1400, 230 + max(12, 40 - len(rows) // 3) * len(rows)))
     alt = "The largest confusions are listed in the table below"
     width = 280 + 24 * len(rows)
     return Chart("confusion", "Clusters and classes", alt, figure, min_width=width)
@@ -179,14 +191,14 @@ def frequency_chart(content: Content) -> Chart:
                 orientation="h",
                 y=labels_of(rows),
                 x=values,
-                marker={"color": colour, "pattern": {"shape": hatch, "fgcolor": "#ffffff"}},
+                marker=_filled(colour, hatch),
                 hovertemplate="%{y}: %{x} images<extra>" + name + "</extra>",
             )
         )
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_xaxes(title_text="images that show it", side="top", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True)
-    _finish(figure, 110 + _ROW_PX * len(rows), legend=len(series) > 1)
+    _finish(figure, 110 + _ROW_PX * len(rows), legend=len(series) > 1, above=60)
     never = [row.name for row in rows if not row.predicted_images]
     alt = f"{len(never)} of {len(rows)} classes are predicted in no image"
     return Chart("frequencies", "How often each class appears", alt, figure, alt)
@@ -216,7 +228,7 @@ def seconds_chart(seconds: dict[str, float], images: int) -> Chart:
 
 def masks_chart(counts: Sequence[int], shares: Sequence[float]) -> Chart:
     """How many masks the gallery's images have, and how large they are."""
-    figure = make_subplots(cols=2, horizontal_spacing=0.12)
+    figure = make_subplots(cols=2, horizontal_spacing=0.2)
     figure.add_trace(
         go.Histogram(x=list(counts), nbinsx=24, marker={"color": BEFORE}), row=1, col=1
     )
@@ -231,7 +243,7 @@ def masks_chart(counts: Sequence[int], shares: Sequence[float]) -> Chart:
     )
     figure.update_xaxes(title_text="masks an image", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="images", row=1, col=1)
-    figure.update_xaxes(title_text="size of a mask, % of its image", row=1, col=2)
+    figure.update_xaxes(title_text="% of the image in a mask", range=[0, 100], row=1, col=2)
     figure.update_yaxes(title_text="masks", row=1, col=2)
     _finish(figure, 300)
     alt = (
@@ -250,18 +262,18 @@ def times_chart(times: dict[str, float]) -> Chart:
             orientation="h",
             y=[plain(name) for name in minutes],
             x=list(minutes.values()),
-            text=[f"{value:.1f} min" for value in minutes.values()],
+            text=[duration(value) for value in times.values()],
             textposition="outside",
             cliponaxis=False,
             marker={"color": BEFORE},
-            hovertemplate="%{y}: %{x:.1f} min<extra></extra>",
+            hovertemplate="%{y}: %{x:.2f} min<extra></extra>",
         )
     )
     top = max(minutes.values(), default=1.0)
     figure.update_xaxes(title_text="minutes", range=[0, 1.2 * top or 1])
     figure.update_yaxes(autorange="reversed", automargin=True)
     _finish(figure, 90 + _PART_ROW_PX * len(minutes))
-    alt = f"{sum(minutes.values()):.1f} minutes in all"
+    alt = f"{duration(sum(times.values()))} in all"
     return Chart("times", "Time by stage", alt, figure, alt)
 
 
@@ -295,6 +307,12 @@ def _confused_most(confusion: np.ndarray) -> np.ndarray:
     return np.sort(np.argsort(right, kind="stable")[:CONFUSION_CLASSES])
 
 
+def _filled(colour: str, hatch: str) -> dict[str, Any]:
+    """A bar's filling; hatched with white where ``hatch`` names a pattern."""
+    pattern = {"shape": hatch, "fillmode": "overlay", "fgcolor": "#ffffff", "size": 7}
+    return {"color": colour, "pattern": {**pattern, "solidity": 0.2}}
+
+
 def _points(
     name: str, curve: TrainingCurve, values: Sequence[float | None], line: dict[str, Any]
 ) -> go.Scatter:
@@ -311,12 +329,12 @@ def _points(
     )
 
 
-def _finish(figure: go.Figure, height: int, legend: bool = False) -> None:
-    """What all charts share."""
+def _finish(figure: go.Figure, height: int, legend: bool = False, above: int = 0) -> None:
+    """What all charts share; ``above`` is the height in pixels of an axis on top of the plot."""
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 64, "r": 24, "t": 44 if legend else 16, "b": 52},
+        margin={"l": 64, "r": 24, "t": (28 if legend else 16) + above, "b": 16 if above else 52},
         showlegend=legend,
-        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0},
     )

@@ -47,6 +47,7 @@ class Picture:
     rule: str = ""
     seconds: float | None = None
     masks: int | None = None  # how many
+    attention: tuple[float, float] | None = None  # lowest and highest value
     mask_shares: list[float] = field(default_factory=list)
     regions: dict[str, list[Region]] = field(default_factory=dict)  # "truth", "before", "after"
     uris: dict[str, str] = field(default_factory=dict)
@@ -167,10 +168,13 @@ def _add_sam(sight: Sight, picture: Picture, rgb: np.ndarray) -> None:
     if masks:
         picture.uris["masks"] = pictures.mask_layer(masks)
     if sight.attention is not None:
-        picture.uris["attention"] = pictures.attention_picture(rgb, sight.attention(rgb))
+        attention = sight.attention(rgb)
+        picture.attention = float(attention.min()), float(attention.max())
+        picture.uris["attention"] = pictures.attention_picture(rgb, attention)
 
 
 def _regions(shares: dict[int, float], match: Match | None, names: Sequence[str]) -> list[Region]:
+    # Background comes last: it says least.
     return [
         Region(
             index,
@@ -178,6 +182,6 @@ def _regions(shares: dict[int, float], match: Match | None, names: Sequence[str]
             pictures.hex_colour(index) if index != IGNORE else "#ffffff",
             share,
         )
-        for index, share in renamed(shares, match).items()
+        for index, share in sorted(renamed(shares, match).items(), key=lambda each: each[0] == 0)
         if share >= _LEAST_SHARE
     ]

@@ -126,8 +126,9 @@ def matches(sources: Sources, looks: Sequence[Look], num_classes: int) -> Matche
     if of["after"] is not None:
         here = recorded.get("after_refinement", {}).get("matched_here") is True
         origin = json_or(folder / ORIGIN, {}).get("split", "another split")
-        how = f"{sources.split} masks" if here else f"found on {origin}, or given"
-        return Matches({**of, "before": of["before"] or of["after"]}, f"matched on {how}")
+        given = f"matched on {origin} masks, or by a match that was given"
+        words = f"matched on {sources.split} masks" if here else given
+        return Matches({**of, "before": of["before"] or of["after"]}, words)
     if (folder / MATCH).is_file():
         kept = read_match(folder / MATCH, num_classes)
         split = json_or(folder / ORIGIN, {}).get("split")

@@ -50,7 +50,7 @@ def render(content: Content) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, points=points, minutes=minutes, embedded=embedded)
+    environment.filters.update(percent=percent, points=points, embedded=embedded)
     template = environment.get_template("report.html.j2")
     return template.render(
         content=content,
@@ -82,13 +82,6 @@ def points(difference: float | None) -> str:
         return "–"
     rounded = round(100 * difference, 2)
     return f"{rounded:+.2f}".replace("-", "−") if rounded else "±0.00"
-
-
-def minutes(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def embedded(value: Any) -> Markup:

@@ -62,10 +62,14 @@ def mask_layer(masks: Sequence[np.ndarray]) -> str:
 
 
 def attention_picture(rgb: np.ndarray, attention: np.ndarray) -> str:
-    """Data URI of a map (h, w) of 0..1 over a uint8 RGB image (H, W, 3): blue 0, yellow 1."""
+    """Data URI of a map (h, w) over a uint8 RGB image (H, W, 3): its lowest value blue, its highest
+    yellow.
+    """
     height, width = small_size((rgb.shape[0], rgb.shape[1]))
     level = cv2.resize(attention.astype(np.float32), (width, height))
-    heat = cv2.applyColorMap(np.clip(255 * level, 0, 255).astype(np.uint8), cv2.COLORMAP_CIVIDIS)
+    low, high = float(level.min()), float(level.max())
+    steps = (255 * (level - low) / max(high - low, 1e-6)).astype(np.uint8)
+    heat = cv2.applyColorMap(steps, cv2.COLORMAP_CIVIDIS)
     grey = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA).mean(axis=2)
     mixed = 0.7 * heat[..., ::-1] + 0.3 * grey[..., None]
     return _webp(mixed.round().astype(np.uint8))
@@ -86,7 +90,7 @@ def _png(index: np.ndarray, rgba: np.ndarray) -> str:
     """A PNG of palette indices (H, W) into ``rgba`` (N, 4); of four channels where N is large."""
     file = io.BytesIO()
     if len(rgba) <= _PALETTE:
-        picture = Image.fromarray(index.astype(np.uint8), mode="P")
+        picture = Image.frombytes("P", index.shape[::-1], index.astype(np.uint8).tobytes())
         picture.putpalette(rgba[:, :3].tobytes())
         picture.save(file, format="PNG", transparency=rgba[:, 3].tobytes(), optimize=True)
     else:

@@ -51,11 +51,11 @@ def protocol(sources: Sources, refinement: RefinementFacts) -> Protocol:
     )
     used = _sam_at(sources, refinement)
     if any(use == "sam" for use in used):
-        head = "With SAM: masks of a network that was trained on human work took part"
+        head = "With SAM, which was trained on masks that people made: not fully unsupervised"
     elif any(use is None for use in used):
         head = "Not known: settings are missing that would tell whether SAM took part"
     else:
-        head = "Fully unsupervised: no network that was trained on human work took part"
+        head = "Fully unsupervised: neither SAM nor another network trained on people’s labels"
     return Protocol(head, facts)
 
 
@@ -112,7 +112,7 @@ def _about_labels(sources: Sources) -> str:
         return "Pseudo labels: not known; the run keeps no settings of a segmenter of its own."
     if not setting(sources.settings, "pseudo_labels.per_mask", True):
         return "Pseudo labels: of each pixel by itself, without any masks (PASS)."
-    return f"Pseudo labels: averaged over {'SAM’s masks' if source == 'sam' else source}."
+    return f"Pseudo labels: averaged over {'the masks of SAM' if source == 'sam' else source}."
 
 
 def _about_refinement(sources: Sources, refinement: RefinementFacts) -> str:

@@ -98,7 +98,7 @@ function sortClasses() {
   body.append(...rows.map((row) => lines.get(String(row.id))));
   const plot = $('[data-figure="classes"]');
   if (plot && plot.ready) {
-    plot.source.yaxis.categoryarray = rows.map((row) => row.label).reverse();
+    plot.source.yaxis.categoryarray = rows.map((row) => row.label);
     redraw(plot);
   }
 }
@@ -229,7 +229,7 @@ function setUpTheme() {
   const system = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
   const show = () => {
-    button.setAttribute("aria-pressed", String(isDark()));
+    button.textContent = isDark() ? "Light page" : "Dark page";
     for (const plot of $$(".plot")) if (plot.ready) redraw(plot);
   };
   button.addEventListener("click", () => {
