@@ -71,6 +71,7 @@ class ImageFile:
     path: Path
     mask: Path | None = None
     max_id: int = IGNORE  # of the mask; IGNORE itself is always allowed
+    group: str = ""  # duplicates count within a group
     digest: bool = False  # another file has the same size: compare contents
 
 
@@ -124,14 +125,14 @@ def inspect_all(files: Sequence[ImageFile], workers: int | None = None) -> list[
     if workers is None:
         workers = usable_cores() if len(files) >= _IN_PROCESSES else 1
     problems: list[Problem] = []
-    first: dict[str, Path] = {}
+    first: dict[tuple[str, str], Path] = {}
     findings = ordered_map(_inspect, work, workers)
     with contextlib.closing(log.progress(findings, STAGE, len(work))) as bar:
         for file, finding in zip(work, bar):
             problems += finding.problems
             if finding.digest is None:
                 continue
-            same = first.setdefault(finding.digest, file.path)
+            same = first.setdefault((file.group, finding.digest), file.path)
             if same != file.path:
                 detail = f"has the same content as {same}"
                 problems.append(Problem("duplicate", str(file.path), detail))
@@ -182,26 +183,22 @@ def _split_files(
     files, classes, problems = layout(data / split)
     report.problems += problems
     counts = report.splits[split] = SplitCounts(len(files), classes)
+    # ImageNet-S repeats images of train in train-semi and train-full.
+    group = split if split.startswith("train-") else ""
     masks = data / f"{split}{MASKS_SUFFIX}"
     if not masks.is_dir():
-        return [ImageFile(data / split / base / name) for base, name in files]
-    wanted = {
-        mask_path(data, split, f"{base}/{stem_of(name)}" if base else stem_of(name))
-        for base, name in files
-    }
+        return [ImageFile(data / split / base / name, group=group) for base, name in files]
+    top = num_classes or classes or IGNORE
+    listed = []
+    for base, name in files:
+        key = f"{base}/{stem_of(name)}" if base else stem_of(name)
+        mask = mask_path(data, split, key)
+        listed.append(ImageFile(data / split / base / name, mask, top, group))
     found = set(walk_images(masks))
     counts.masks = len(found)
-    for path in sorted(found - wanted):
+    for path in sorted(found - {file.mask for file in listed}):
         report.problems.append(Problem("mask", str(path), f"belongs to no image of {split}"))
-    top = num_classes or classes or IGNORE
-    return [
-        ImageFile(
-            data / split / base / name,
-            mask_path(data, split, f"{base}/{stem_of(name)}" if base else stem_of(name)),
-            top,
-        )
-        for base, name in files
-    ]
+    return listed
 
 
 def _inspect(file: ImageFile) -> _Finding:

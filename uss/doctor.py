@@ -2,13 +2,15 @@
 
 Prints what was looked at and, for what is wrong, the command that mends it; exit code 1 where
 something must be mended first. ``--estimate`` measures for half a minute and says how long each
-stage of the preset would take here, and how much memory.
+stage of the preset would take here, and how much memory. PRESET, DATA and RUN of the environment
+count as they do for train_1..4.sh.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -63,16 +65,22 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m uss doctor", description=__doc__)
     add = parser.add_argument
-    add("--preset", default="luss50", choices=sorted(PRESETS), help="what is to run (%(default)s)")
+    given = os.environ.get("PRESET", Config().preset)
+    add("--preset", default=given, choices=sorted(PRESETS), help="what is to run (%(default)s)")
     add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one setting")
-    add("--data", type=Path, help="data set to check (none)")
-    add("--run", type=Path, help="run folder (runs/PRESET)")
+    add("--data", type=Path, default=_place("DATA"), help="data set to check")
+    add("--run", type=Path, default=_place("RUN"), help="run folder (runs/PRESET)")
     add("--result", type=Path, default=Path("result"), help="--dump_path of test.py (result)")
     add("--json", action="store_true", help="print everything as JSON")
     add("--estimate", action="store_true", help="measure, and estimate time and memory")
     seconds = "to spend on measuring, compilation not counted (%(default)s)"
     add("--seconds", type=float, default=doctor_estimate.SECONDS, metavar="S", help=seconds)
     return parser
+
+
+def _place(name: str) -> Path | None:
+    """A folder that the environment names for the scripts."""
+    return Path(os.environ[name]) if os.environ.get(name) else None
 
 
 def _checks(options: argparse.Namespace, config: Config) -> Iterator[Check]:
@@ -90,7 +98,9 @@ def _checks(options: argparse.Namespace, config: Config) -> Iterator[Check]:
     folders = {"run": run, "result": options.result, "cache": runtime.cache_dir()}
     yield checks.writing(folders)
     yield checks.sam_weights()
-    if options.data is not None:
+    if options.data is None:
+        yield Check("data", WARN, "not checked", "python -m uss doctor --data /path/to/your/data")
+    else:
         yield from doctor_data.data(options.data.absolute(), config)
 
 

@@ -76,7 +76,9 @@ def _without_cards() -> Check:
         return Check("GPU", WARN, text, "nvidia-smi (a container needs --gpus all)")
     if os.environ.get("USS_DEVICE") == "cuda":
         return Check("GPU", FAIL, "USS_DEVICE=cuda, but there is none", "unset USS_DEVICE")
-    return Check("GPU", OK, "none: everything runs on the CPU")
+    _, cuda, cudnn = _FITTING[0]
+    text = f"none: everything runs on the CPU (a GPU would want CUDA {cuda} with cuDNN {cudnn})"
+    return Check("GPU", OK, text)
 
 
 def _cards() -> list[tuple[str, float, int]]:

@@ -37,7 +37,6 @@ class Step:
     image_mib: float
     sample_s: float
     """Making the crops of an image on one core."""
-    compile_s: float
     on_gpu: bool
 
 
@@ -84,7 +83,6 @@ def measure_step(stage: str, config: Config, seconds: float) -> Step:
     from core.runtime import jt
     from core.training import train_step
 
-    started = time.monotonic()
     section = getattr(config, stage)
     model, task, parameters = _network(stage, config)
     model.train()
@@ -92,7 +90,6 @@ def measure_step(stage: str, config: Config, seconds: float) -> Step:
     jt.sync_all()
     base = resident_mib()
     medians, peaks = [], []
-    compiled = 0.0
     for size in _BATCHES:
         batch = _batch(stage, config, size)
 
@@ -100,8 +97,6 @@ def measure_step(stage: str, config: Config, seconds: float) -> Step:
             train_step(optimizer, task, batch, section.epochs, section.base_lr)
 
         step()
-        if not compiled:
-            compiled = time.monotonic() - started
         medians.append(_median_s(step, seconds / 2 / len(_BATCHES)))
         peaks.append(resident_mib("VmHWM"))
     (small, large), (first, second) = _BATCHES, medians
@@ -114,7 +109,6 @@ def measure_step(stage: str, config: Config, seconds: float) -> Step:
         fixed_mib=max(peaks[1] - large * memory, base),
         image_mib=memory,
         sample_s=_sample_s(stage, config),
-        compile_s=compiled,
         on_gpu=bool(jt.flags.use_cuda),
     )
 

@@ -263,7 +263,7 @@ def heated(rgb: np.ndarray, level: np.ndarray) -> Image.Image:
     height, width = rgb.shape[:2]
     full = cv2.resize(level.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     low, high = float(level.min()), float(level.max())
-    spread = (full - low) / max(high - low, 1e-6)
+    spread = np.asarray((full - low) / max(high - low, 1e-6))
     grey = rgb.mean(axis=2, keepdims=True)
     mixed = (0.65 * _heat(spread) + 0.35 * grey).round().astype(np.uint8)
     picture = with_legend(mixed, [(None, f"attention, mean {level.mean():.2f}")])

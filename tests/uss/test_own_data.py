@@ -60,7 +60,9 @@ def labelled(tmp_path: Path) -> Path:
     root = tmp_path / "set"
     for number, name in enumerate(("cat", "dog")):
         for split in ("train", "validation"):
-            picture(root / split / name / f"{name}_{split}.png", seed=hash((number, split)) % 1000)
+            picture(
+                root / split / name / f"{name}_{split}.png", seed=100 * (number + 1) + len(split)
+            )
         ids = np.full((40, 50), number + 1, np.int32)
         save_label(root / "validation-segmentation" / name / f"{name}_validation.png", ids)
     return root
@@ -101,6 +103,16 @@ def test_every_kind_of_problem_is_named(labelled: Path) -> None:
     done = data("check", str(labelled))
     assert done.returncode == 1
     assert "duplicate: 1" in done.stdout and "ids 3; expected 0 (background) to 2" in done.stdout
+
+
+def test_train_semi_repeats_images_of_train(labelled: Path) -> None:
+    source = labelled / "train" / "cat" / "cat_train.png"
+    for split in ("train-semi", "testA"):
+        (labelled / split / "cat").mkdir(parents=True)
+        (labelled / split / "cat" / "same.png").write_bytes(source.read_bytes())
+    found = data_check.check(labelled).problems
+    assert [(each.kind, Path(each.path).parts[-3]) for each in found] == [("duplicate", "train")]
+    assert "testA" in found[0].detail
 
 
 def test_oversized_images_are_told_from_their_header(
