@@ -99,14 +99,20 @@ def requests(browser: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def shoot(browser: Any, tmp_path: Path) -> Callable[[str], None]:
-    """Keep a picture of the window under a name."""
+def shots(tmp_path: Path) -> Path:
+    """Folder of pictures to be looked at."""
     folder = Path(os.environ.get("USS_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def shoot(browser: Any, shots: Path) -> Callable[[str], None]:
+    """Keep a picture of the window under a name."""
 
     def save(name: str) -> None:
         time.sleep(0.3)  # the charts' last frame
-        assert browser.save_screenshot(str(folder / f"{name}.png"))
+        assert browser.save_screenshot(str(shots / f"{name}.png"))
 
     return save
 
@@ -287,7 +293,7 @@ def test_a_phone_scrolls_only_down(opened: Any, shoot: Callable[[str], None]) ->
     assert opened.execute_script(wide) == 0
 
 
-def test_every_chart_and_image_is_saved_as_png(opened: Any, downloads: Path) -> None:
+def test_every_chart_and_image_is_saved_as_png(opened: Any, downloads: Path, shots: Path) -> None:
     for old in downloads.iterdir():
         old.unlink()
     buttons = opened.find_elements(By.CSS_SELECTOR, ".save")
@@ -310,3 +316,4 @@ def test_every_chart_and_image_is_saved_as_png(opened: Any, downloads: Path) -> 
         assert head.startswith(b"\x89PNG")
         width, height = struct.unpack(">II", head[16:24])
         assert width > 300 and height > 200, path.name
+        shutil.copy(path, shots / f"saved-{path.name}")

@@ -23,6 +23,7 @@ from core.errors import UserError
 from core.files import read_json, write_json
 from core.labels import load_label, save_label
 from core.report import label_colours
+from sam import masks as sam_masks
 from sam.mask_store import MaskStore
 from uss.compare import compare
 from uss.deliver import evaluation_path
@@ -372,6 +373,19 @@ def test_layers_hold_the_palettes_colours_and_clear_background() -> None:
     assert rgba[10, 20, 3] == 255  # the outline
     assert tuple(rgba[20, 50, :3]) == (255, 255, 255)
     assert not rgba[:8, :, 3].any() and not rgba[:, :8, 3].any()
+
+
+def test_masks_in_a_layer_lie_where_they_are_and_small_ones_on_top() -> None:
+    left = sam_masks.decode(sam_masks.encode(np.arange(900)[None] < np.full((500, 1), 450)))
+    corner = np.zeros((500, 900), bool)
+    corner[:100, :90] = True
+    uri = pictures.mask_layer(iter([left, corner]), (500, 900))
+    content = base64.b64decode(uri.partition(",")[2])
+    rgba = np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))
+    assert rgba.shape == (222, 400, 4)
+    assert not rgba[:, 205:, 3].any()
+    assert tuple(rgba[150, 100, :3]) == tuple(label_colours(3)[1])
+    assert tuple(rgba[20, 20, :3]) == tuple(label_colours(3)[2])
 
 
 def test_many_ids_in_one_layer() -> None:

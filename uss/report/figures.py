@@ -22,6 +22,7 @@ _NAME_LENGTH = 28
 # More classes than these would make a matrix that nobody can read.
 CONFUSION_CLASSES = 100
 _NUMBERED_CLASSES = 15  # with more, cells are too small for their number
+_CROWDED_CLASSES = 30  # with more, rows are as narrow as a line of small text
 _ROW_PX = 34
 _PART_ROW_PX = 38
 
@@ -152,6 +153,7 @@ def confusion_chart(content: Content) -> Chart:
         "background" if row.id == 0 else f"cluster {content.clusters.get(row.id, '?')} → {label}"
         for row, label in zip(rows, labels_of(rows))
     ]
+    crowded = len(rows) > _CROWDED_CLASSES
     figure = go.Figure(
         go.Heatmap(
             z=np.round(100 * pixels / np.maximum(totals, 1)[:, None], 2).tolist(),
@@ -162,18 +164,19 @@ def confusion_chart(content: Content) -> Chart:
             zmax=100,
             colorscale="Cividis",
             texttemplate="%{z:.0f}" if len(rows) <= _NUMBERED_CLASSES else None,
-            colorbar={"title": {"text": "% of its pixels"}, "thickness": 14},
+            colorbar={"title": {"text": "%"}, "thickness": 14},
             hovertemplate="%{z:.1f} % of %{y} (%{customdata} pixels)<br>are %{x}<extra></extra>",
-            xgap=1,
-            ygap=1,
+            xgap=0 if crowded else 1,
+            ygap=0 if crowded else 1,
         )
     )
-    figure.update_xaxes(title_text="prediction", tickangle=-45, automargin=True, side="bottom")
+    figure.update_xaxes(title_text="prediction", tickangle=-90 if crowded else -45, side="bottom")
     figure.update_yaxes(title_text="truth", title_standoff=14, autorange="reversed")
-    figure.update_yaxes(automargin=True)
-    _finish(figure, min(1400, 230 + max(12, 40 - len(rows) // 3) * len(rows)))
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(automargin=True, dtick=1, tickfont_size=10 if crowded else 13)
+    _finish(figure, 230 + (14 if crowded else 36) * len(rows))
     alt = "The largest confusions are listed in the table below"
-    width = 280 + 24 * len(rows)
+    width = 280 + (14 if crowded else 24) * len(rows)
     return Chart("confusion", "Clusters and classes", alt, figure, min_width=width)
 
 

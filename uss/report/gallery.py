@@ -14,7 +14,9 @@ from core.data.images import load_rgb
 from core.errors import UserError
 from core.labels import IGNORE, load_label
 from core.metrics import lookup_table
+from sam.masks import area
 from uss.deliver import Match
+from uss.image_masks import largest_first
 from uss.report import pictures
 from uss.report.labels import Judgement, Look, Matches, folders_of, renamed
 from uss.report.refinement import RefinementFacts, StoredMasks
@@ -161,12 +163,13 @@ def _add_labels(sight: Sight, item: ImageItem, picture: Picture) -> None:
 
 
 def _add_sam(sight: Sight, picture: Picture, rgb: np.ndarray) -> None:
-    masks = sight.masks.get(picture.key, rgb) if sight.masks else None
-    if masks is not None:
-        picture.masks = len(masks)
-        picture.mask_shares = [float(mask.mean()) for mask in masks]
-    if masks:
-        picture.uris["masks"] = pictures.mask_layer(masks)
+    records = sight.masks.get(picture.key, rgb) if sight.masks else None
+    if records is not None:
+        size_hw = (rgb.shape[0], rgb.shape[1])
+        pixels = size_hw[0] * size_hw[1]
+        picture.masks = len(records)
+        picture.mask_shares = [area(record["segmentation"]) / pixels for record in records]
+        picture.uris["masks"] = pictures.mask_layer(largest_first(records), size_hw)
     if sight.attention is not None:
         attention = sight.attention(rgb)
         picture.attention = float(attention.min()), float(attention.max())

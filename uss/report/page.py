@@ -138,7 +138,7 @@ def bins(content: Content) -> list[dict[str, Any]]:
     ends = [0, *SIZE_BIN_ENDS, 100]
     rows = []
     for place, name in enumerate(SIZE_BINS):
-        row: dict[str, Any] = {"name": name, "range": f"{ends[place]}–{ends[place + 1]} %"}
+        row: dict[str, Any] = {"name": name, "range": f"{ends[place]}–{ends[place + 1]}\u00a0%"}
         for step, scores in content.scores.items():
             row[step] = scores.bins[name]
             row[f"{step}_boundary"] = (scores.boundary_bins or {}).get(name)

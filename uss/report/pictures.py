@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -53,11 +54,13 @@ def label_layer(label: np.ndarray) -> str:
     return _png(index, np.array(entries, np.uint8))
 
 
-def mask_layer(masks: Sequence[np.ndarray]) -> str:
+def mask_layer(masks: Iterable[np.ndarray], size_hw: tuple[int, int]) -> str:
     """Data URI of masks (H, W) bool, largest first, as a layer; colours only tell them apart."""
-    label = np.zeros(masks[0].shape, np.int32)
+    height, width = small_size(size_hw)
+    label = np.zeros((height, width), np.int32)
     for index, mask in enumerate(masks):
-        label[mask] = 1 + index % _MASK_COLOURS
+        small = cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+        label[np.asarray(small) > 0] = 1 + index % _MASK_COLOURS
     return label_layer(label)
 
 
@@ -66,15 +69,16 @@ def attention_picture(rgb: np.ndarray, attention: np.ndarray) -> str:
     yellow.
     """
     height, width = small_size((rgb.shape[0], rgb.shape[1]))
-    level = cv2.resize(attention.astype(np.float32), (width, height))
+    level = np.asarray(cv2.resize(attention.astype(np.float32), (width, height)))
     low, high = float(level.min()), float(level.max())
-    steps = (255 * (level - low) / max(high - low, 1e-6)).astype(np.uint8)
+    steps = np.asarray(255 * (level - low) / max(high - low, 1e-6)).astype(np.uint8)
     heat = cv2.applyColorMap(steps, cv2.COLORMAP_CIVIDIS)
     grey = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA).mean(axis=2)
     mixed = 0.7 * heat[..., ::-1] + 0.3 * grey[..., None]
     return _webp(mixed.round().astype(np.uint8))
 
 
+@functools.cache
 def hex_colour(index: int) -> str:
     """The palette's colour of an id as "#rrggbb"."""
     return "#" + bytes(label_colours(index + 1)[index].tolist()).hex()
@@ -90,7 +94,8 @@ def _png(index: np.ndarray, rgba: np.ndarray) -> str:
     """A PNG of palette indices (H, W) into ``rgba`` (N, 4); of four channels where N is large."""
     file = io.BytesIO()
     if len(rgba) <= _PALETTE:
-        picture = Image.frombytes("P", index.shape[::-1], index.astype(np.uint8).tobytes())
+        size = (index.shape[1], index.shape[0])
+        picture = Image.frombytes("P", size, index.astype(np.uint8).tobytes())
         picture.putpalette(rgba[:, :3].tobytes())
         picture.save(file, format="PNG", transparency=rgba[:, 3].tobytes(), optimize=True)
     else:

@@ -87,15 +87,9 @@ class StoredMasks:
         ]
         self._store = MaskStore(folder, wanted[0]) if len(wanted) == 1 else None
 
-    def get(self, key: str, rgb: np.ndarray) -> list[np.ndarray] | None:
-        """Masks (H, W) bool of the image, largest first; None where they are not at hand."""
-        if self._store is None:
-            return None
-        records = self._store.get(key, ImageIdentity.of(rgb))
-        if records is None:
-            return None
-        masks = [sam_masks.decode(record["segmentation"]) for record in records]
-        return sorted((m for m in masks if m.any()), key=lambda m: -int(np.count_nonzero(m)))
+    def get(self, key: str, rgb: np.ndarray) -> list[sam_masks.Record] | None:
+        """Records (``sam.masks``) of the image, in no order; None where they are not at hand."""
+        return None if self._store is None else self._store.get(key, ImageIdentity.of(rgb))
 
 
 def _records(labels: Path) -> Iterator[tuple[str, tuple[int, int], ImageFacts]]:

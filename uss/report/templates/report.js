@@ -3,6 +3,7 @@
 const $ = (selector, root = document) => root.querySelector(selector);
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 const json = (element) => JSON.parse(element.textContent);
+const TITLE_PX = 34;
 const NEAR = { rootMargin: "600px 0px" };
 
 function whenNear(elements, act) {
@@ -60,6 +61,12 @@ function draw(plot) {
   const config = { displayModeBar: false, responsive: true };
   plot.ready = Plotly.newPlot(plot, figure.data, themed(figure.layout), config);
   if (plot.dataset.figure === "classes") plot.ready.then(sortClasses);
+  const box = plot.parentElement;
+  if (box.scrollHeight > box.clientHeight || box.scrollWidth > box.clientWidth) {
+    box.tabIndex = 0; // arrow keys scroll it
+    box.setAttribute("role", "group");
+    box.setAttribute("aria-label", "A chart that scrolls");
+  }
   return plot.ready;
 }
 
@@ -69,10 +76,16 @@ async function saveChart(id) {
   const plot = $(`[data-figure="${id}"]`);
   await (plot.ready || draw(plot));
   const title = $("h3", plot.closest("figure")).textContent;
-  const heading = { text: title.replace(/&/g, "&amp;").replace(/</g, "&lt;"), x: 0.02, font: { size: 16 } };
-  const margin = { ...plot.layout.margin, t: (plot.layout.margin.t || 0) + 34 };
-  const layout = { ...plot.layout, title: heading, margin };
-  const size = { width: plot.clientWidth, height: plot.clientHeight + 34 };
+  // A line on top for the title, which on the page stands outside the chart.
+  const size = { width: plot.clientWidth, height: plot.clientHeight + TITLE_PX };
+  const text = title.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+  const place = { x: 0.02, y: 1, yref: "container", yanchor: "top", pad: { t: 10 } };
+  const layout = {
+    ...plot.layout,
+    title: { text, font: { size: 16 }, ...place },
+    legend: { ...plot.layout.legend, y: 1 - TITLE_PX / size.height },
+    margin: { ...plot.layout.margin, t: plot.layout.margin.t + TITLE_PX },
+  };
   const options = { format: "png", scale: 2, ...size };
   download(await Plotly.toImage({ data: plot.data, layout }, options), title);
 }
