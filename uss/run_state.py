@@ -131,7 +131,10 @@ class RunState:
             state.took_s is not None and last["epoch"] == epochs and state.total is None
         ):
             state.state, state.left_s = FINISHED, None
-        elif (state.silent_s or 0.0) > max(_SILENT_S, 5 * lines.usual_pause):
+        # Slow steps: a first line may have taken long, and the next one will take as long.
+        elif (state.silent_s or 0.0) > max(
+            _SILENT_S, 5 * (lines.usual_pause or last["time"] - _time_of(config))
+        ):
             state.state, state.left_s = STOPPED, None
         return [state]
 

@@ -90,6 +90,18 @@ def test_the_first_epoch_has_a_total_where_the_data_is_known(tmp_path: Path) -> 
     assert only(RunState(tmp_path / "run", tmp_path / "data")).total == EPOCHS * STEPS
 
 
+def test_slow_steps_are_not_taken_for_a_stop(tmp_path: Path) -> None:
+    """A first line that took 1000 s to come, 2000 s ago: the second may still be on its way."""
+    log = train(tmp_path, 2)
+    line, now = json.loads(log.read_text()), time.time()
+    log.write_text(json.dumps({**line, "time": now - 2000}) + "\n")
+    os.utime(log, (now - 2000, now - 2000))
+    os.utime(log.with_name("config.json"), (now - 3000, now - 3000))
+    assert only(RunState(tmp_path)).state == RUNNING
+    os.utime(log.with_name("config.json"), (now - 2001, now - 2001))
+    assert only(RunState(tmp_path)).state == STOPPED
+
+
 def items_of(data: Path, count: int) -> list[ImageItem]:
     folder = data / "test"
     folder.mkdir(parents=True)
