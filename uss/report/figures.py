@@ -250,7 +250,7 @@ def masks_chart(counts: Sequence[int], shares: Sequence[float]) -> Chart:
     figure.update_yaxes(title_text="masks", row=1, col=2)
     _finish(figure, 300)
     alt = (
-        f"{np.mean(counts):.0f} masks an image on average, between {min(counts)} and "
+        f"{len(counts)} images have masks, {np.mean(counts):.0f} on average, from {min(counts)} to "
         f"{max(counts)}; half of the masks cover less than {100 * np.median(shares):.1f} % of "
         "their image"
     )

@@ -78,7 +78,8 @@ def find(request: Request) -> Sources:
         json_or(run.segmenter / CONFIG, {}),
         sha256_of(checkpoint) if checkpoint.is_file() else None,
     )
-    found.data = request.data or _first_folder(run.root / "data", DEFAULT_DATA)
+    given = request.data.absolute() if request.data else None
+    found.data = given or _first_folder(run.root / "data", DEFAULT_DATA)
     _find_labels(found, request)
     if found.after is not None and found.images is None:
         where = f"{found.data}/{found.split}" if found.data else "no data folder was found"
@@ -123,7 +124,7 @@ def short(digest: Any) -> str:
 
 
 def _find_labels(found: Sources, request: Request) -> None:
-    found.result = request.result or _own_result(found)
+    found.result = request.result.absolute() if request.result else _own_result(found)
     splits = _splits(found.result) if found.result else []
     if request.split is not None and request.split in splits:
         splits = [request.split]
