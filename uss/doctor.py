@@ -58,6 +58,8 @@ def main(arguments: list[str]) -> int:
         return int(bool(failed))
     if rows:
         _print_estimate(rows, options.preset, exact)
+        if any(check.name == "CPU" and check.state == WARN for check in found):
+            log.warn(STAGE, "measured while other programs ran; alone on the machine it is faster")
     print(f"\n{_summary(found)}")
     return int(bool(failed))
 

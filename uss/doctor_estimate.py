@@ -172,15 +172,15 @@ def to_json(rows: list[Row]) -> list[dict[str, Any]]:
 
 def format_rows(rows: list[Row]) -> str:
     """A table, with the sum of the times."""
-    lines = [f"{'stage':26}{'images':>9}{'time':>10}{'memory':>10}  note"]
+    lines = [f"{'stage':26}{'images':>9}{'time':>12}{'memory':>10}  note"]
     for row in rows:
         memory = "" if row.memory_mib is None else f"{row.memory_mib / 1024:.1f} GiB"
         lines.append(
-            f"{row.stage:26}{row.images:>9}{duration(row.seconds):>10}{memory:>10}  {row.note}"
+            f"{row.stage:26}{row.images:>9}{duration(row.seconds):>12}{memory:>10}  {row.note}"
         )
     whole = sum(row.seconds or 0.0 for row in rows)
     missing = any(row.seconds is None for row in rows)
-    lines.append(f"{'all':26}{'':>9}{duration(whole):>10}{'' if not missing else '  at least'}")
+    lines.append(f"{'all':26}{'':>9}{duration(whole):>12}{'' if not missing else '  at least'}")
     return "\n".join(lines)
 
 

@@ -78,6 +78,7 @@ class RunState:
     def stages(self) -> list[StageState]:
         """The stages that have left a trace, in the order of the pipeline."""
         took = self._times()
+        self._find_data()
         found = []
         for arch in reversed(ARCHS):
             found += self._training(f"pretrain {arch}", self.run.pretrain(arch), "pretrain", took)
@@ -93,6 +94,8 @@ class RunState:
             found += self._images_of(f"predict {split}", self.run.predictions(split), split)
         for split, folder in self._results():
             found += self._images_of(f"test.py {split}", folder, split)
+            if found[-1].state == FINISHED:
+                found[-1].took_s = took.get(found[-1].name)
         return found
 
     # Training -----------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ class RunState:
         state = StageState(name, RUNNING, len(done), failed=len(failed - done))
         state.memory_mib = memory or None
         state.silent_s = min((_age(file) or 0.0 for file in [ledgers[-1], *files]), default=None)
-        self._settle(state, folder / LEDGER_FOLDER / "claims", self._total(split, ledgers[-1]))
+        self._settle(state, folder / LEDGER_FOLDER / "claims", self._count(split))
         return [state]
 
     def _masks(self, split: str) -> list[StageState]:
@@ -217,12 +220,14 @@ class RunState:
                 if not folder.name.endswith(_UNREFINED) and (folder / LEDGER_FOLDER).is_dir():
                     yield folder.name, folder
 
-    def _total(self, split: str, settings: Path) -> int | None:
-        if self._data is None:
-            named = _json(settings).get("data")
+    def _find_data(self) -> None:
+        """Take the data set that the predictions note, unless one was given."""
+        pattern = f"predictions/*/{LEDGER_FOLDER}/*/{SETTINGS_FILE}"
+        for path in self.run.root.glob(pattern) if self._data is None else ():
+            named = _json(path).get("data")
             if isinstance(named, str) and Path(named).is_dir():
                 self._data = Path(named)
-        return self._count(split)
+                return
 
     def _count(self, split: str) -> int | None:
         """Images of a split, by the data set or by what the clustering noted; None: not known."""
