@@ -129,7 +129,9 @@ def _summary(found: list[Check]) -> str:
 
 def _print_estimate(rows: list[Row], name: str, exact: bool) -> None:
     which = "" if exact else " for 1000 images (name yours with --data)"
-    print(f"\npreset {name} on this machine, one process{which}:\n")
+    print(
+        f"\npreset {name} on this machine, one process{which}, start and compilation not counted:\n"
+    )
     print(doctor_estimate.format_rows(rows))
     wanted = max((row.memory_mib or 0.0 for row in rows), default=0.0) * 2**20
     _, free = checks.memory_bytes()
