@@ -4,7 +4,8 @@
     python test.py --data_path /data/ImageNetS50 --mode test          # bundles that match
 
 Writes ``<dump_path>/<mode>/<class>/<stem>.png`` and ``<dump_path>/result.zip``. Run again, it
-continues.
+continues; run several times at once (by hand, with mpirun, as a Slurm array), the images are shared
+out.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import time
 from pathlib import Path
 
 from core import config as core_config
-from core import distributed
+from core.data.images import MAX_PIXELS
 from core.errors import UserError, main_guard
 from core.files import read_json
-from uss import predict
 from uss.__main__ import record_time
 from uss.config import PRESETS, Config, preset
 from uss.paths import CHECKPOINT, CONFIG, PROJECT_ROOT, WEIGHTS, RunFolder
 from uss.products import PUBLISHED_SEGMENTER
+from uss.refined_run import RefinedRun, run_refined
+from uss.refiner import IMAGE_TIMEOUT_S
 from uss.submission import add_method_arguments, method_from
 
 RUNS = PROJECT_ROOT / "runs"
@@ -34,7 +36,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     run = RunFolder(_run_folder(options).absolute())
     pretrained = _segmenter(options, run)
-    job = predict.RefinedRun(
+    job = RefinedRun(
         data_path=options.data_path.absolute(),
         mode=options.mode,
         dump_path=options.dump_path.absolute(),
@@ -46,13 +48,15 @@ def main(arguments: list[str]) -> int:
         match_file=options.match_file,
         unmatched=options.unmatched,
         allow_missing=options.allow_missing,
+        keep_stale=options.keep_stale,
+        image_timeout_s=options.image_timeout,
+        max_pixels=options.max_pixels,
         method=method_from(options),
     )
     started = time.monotonic()
-    predict.run_refined(_config(options, pretrained), job)
-    if distributed.is_main():
-        record_time(run, f"test.py {options.mode}", time.monotonic() - started)
-        print(f"{job.dump_path / predict.ARCHIVE} is complete")
+    run_refined(_config(options, pretrained), job)
+    record_time(run, f"test.py {options.mode}", time.monotonic() - started)
+    print(f"{job.archive} is complete")
     return 0
 
 
@@ -74,10 +78,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", choices=sorted(PRESETS), help="settings (those the segmenter was trained with)")
     add("--masks", choices=("sam", "superpixels"), help="source of masks (sam)")
     add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one setting")
-    add("--allow-missing", action="store_true", help="make the archive despite broken images")
+    missing = "fill what cannot be made with the network's prediction or background"
+    add("--allow-missing", action="store_true", help=missing)
+    stale = "keep results that were made under other settings, instead of making them again"
+    add("--keep-stale", action="store_true", help=stale)
+    seconds = f"after which an image counts as hung ({IMAGE_TIMEOUT_S:g})"
+    add("--image-timeout", type=_seconds, default=IMAGE_TIMEOUT_S, metavar="SECONDS", help=seconds)
+    pixels = f"refuse images of more pixels ({MAX_PIXELS})"
+    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=pixels)
     add("--unmatched", action="store_true", help="put no match.json into the archive")
     add_method_arguments(parser)
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError("must be positive")
+    return seconds
 
 
 def _run_folder(options: argparse.Namespace) -> Path:

@@ -15,6 +15,7 @@ SUITES = {
     "sam": "benchmarks.sam_cases",
     "evaluate": "benchmarks.evaluator_cases",
     "kmeans": "benchmarks.kmeans_cases",
+    "pass": "benchmarks.pass_cases",
 }
 
 

@@ -8,7 +8,6 @@ the filters as in real use; ViT-B has seeded random weights.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.compare import ROOT, STAGE, Agreement, Arrays, Case, Inputs, Side, Suite
+from benchmarks.inputs import noise, random_weight
 from core.log import info
 
 _PHOTO_HW = (375, 500)
@@ -64,21 +64,6 @@ def _photo() -> np.ndarray:
 
     info(STAGE, f"photograph: none in {root}, a generated picture of {width} x {height} instead")
     return render(KINDS[0], height, width, np.random.RandomState(0))[0]
-
-
-def noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 standard normal values."""
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def random_weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 value of a weight that depends on its name only and keeps activations near one."""
-    values = noise(zlib.crc32(key.encode()), shape)
-    if len(shape) < 2:
-        return np.float32(key.endswith(".weight")) + np.float32(0.1) * values
-    if key.endswith(("pos_embed", "rel_pos_h", "rel_pos_w")):
-        return np.float32(0.2) * values
-    return values * np.float32(np.prod(shape[1:]) ** -0.5)
 
 
 # The models of both sides -----------------------------------------------------------------------

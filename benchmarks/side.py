@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compare import load_suite
+from core.resident import resident_mib
 
 
 def main(arguments: list[str]) -> None:
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> None:
     answers = _own_stdout()
     side = load_suite(module).cases[name].sides[side_name](json.loads(inputs))
     gc.collect()
-    loaded = _resident_mib("VmRSS")
+    loaded = resident_mib("VmRSS")
     side.warm_up()
     _answer(answers, loaded_mib=loaded)
     outcome: Any = None
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> None:
             started = time.perf_counter()
             outcome = side.run()
             ms = (time.perf_counter() - started) * 1000
-            _answer(answers, ms=ms, peak_mib=_resident_mib("VmHWM"))
+            _answer(answers, ms=ms, peak_mib=resident_mib("VmHWM"))
         else:
             np.savez(Path(result_path), **side.result(outcome))
             _answer(answers)
@@ -52,17 +53,6 @@ def _own_stdout() -> Any:
 def _answer(answers: Any, **figures: float) -> None:
     answers.write(json.dumps(figures) + "\n")
     answers.flush()
-
-
-def _resident_mib(entry: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process.
-
-    Not ``ru_maxrss``, which a child takes over from the process that started it.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{entry}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"no {entry} in /proc/self/status")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from core import runtime
@@ -19,6 +20,8 @@ Item = TypeVar("Item")
 
 # What Jittor's MPI operators add up right; it passes int64 to MPI as pairs, and others not at all.
 _REDUCIBLE = ("float32", "float64", "int32")
+# A folder for each GPU, where the driver is loaded.
+_NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def rank() -> int:
@@ -34,6 +37,23 @@ def world_size() -> int:
 def is_main() -> bool:
     """True in the one process that writes what is written once (always True without MPI)."""
     return rank() == 0
+
+
+def child_environment() -> dict[str, str]:
+    """Environment of a process that works for this one and is no rank of the MPI run itself.
+
+    Where several ranks share a machine, each one's child sees one of the GPUs, in turn.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMPI_", "PMIX_", "PMI_"))
+    }
+    gpus = _visible_gpus()
+    if world_size() > 1 and gpus:
+        turn = _environment_int("OMPI_COMM_WORLD_LOCAL_RANK", 0)
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[turn % len(gpus)]
+    return environment
 
 
 def barrier() -> None:
@@ -107,6 +127,14 @@ def _array_task() -> tuple[int, int]:
             f"submit with --array=0-{max(count - 1, 0)}"
         )
     return position, count
+
+
+def _visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES lists, else the numbers of the machine's NVIDIA GPUs."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [name for name in listed.split(",") if name]
+    return [str(index) for index, _ in enumerate(_NVIDIA_GPUS.glob("*"))]
 
 
 def _environment_int(name: str, default: int) -> int:

@@ -30,6 +30,10 @@ class UserError(Exception):
     """A problem that the user can mend; its text is one line: expected, found, what to do."""
 
 
+class StopWork(UserError):
+    """A problem that concerns not one item but all: the work ends, what is finished stays."""
+
+
 def main_guard(main: Main) -> Main:
     """Wrap an entry point ``main(...) -> exit code``: a :class:`UserError` or Ctrl-C ends in one
     line.

@@ -355,6 +355,24 @@ class _Overlap:
         return _iou(hits, predicted, self.true)
 
 
+def image_miou(counts: ImageCounts, table: np.ndarray) -> float:
+    """Mean IoU of one image over the classes that its truth shows, background included.
+
+    Args:
+        counts: from :func:`count_image`.
+        table: (C+1,) class id of each prediction id, from :func:`lookup_table`.
+
+    Returns:
+        a fraction in [0, 1]; NaN where no pixel is judged.
+    """
+    confusion = counts.joint.sum((1, 3))
+    if not len(counts.true_ids) or not confusion.sum():
+        return float("nan")
+    same = table[counts.pred_ids][:, None] == counts.true_ids
+    hits, predicted = (confusion * same).sum(0), (confusion.sum(1)[:, None] * same).sum(0)
+    return float(_iou(hits, predicted, confusion.sum(0)).mean())
+
+
 def _iou(hits: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     return hits / (true + predicted - hits + _EPS)
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core import log
 from core.errors import UserError
 from core.files import atomic_write
 from core.sinks import SINKS, Sink
+
+
+Item = TypeVar("Item")
 
 
 class TrainLog:
@@ -50,6 +53,7 @@ class TrainLog:
         self._sums: dict[str, float] = {} if state is None else dict(state["sums"])
         self._steps = 0 if state is None else int(state["steps"])
         self._timed, self._since = 0, time.monotonic()
+        self._waited = 0.0
 
     def open_sinks(
         self, names: tuple[str, ...], folder: Path, step: int, config: Mapping[str, Any]
@@ -69,6 +73,18 @@ class TrainLog:
             except Exception as error:  # packages of others: no login, no network, no space
                 raise UserError(f"--sink {name} does not start: {error}") from error
 
+    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The same batches; how long each was waited for goes into the log."""
+        iterator = iter(batches)
+        while True:
+            begun = time.monotonic()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.monotonic() - begun
+            yield batch
+
     def add(self, values: Mapping[str, float]) -> None:
         """Take in the loss and its parts of one step."""
         for name, value in values.items():
@@ -85,10 +101,13 @@ class TrainLog:
             last: it is the last one of its epoch.
         """
         means = {name: total / self._steps for name, total in self._sums.items()}
-        speed = self._timed * self._batch / max(time.monotonic() - self._since, 1e-9)
+        elapsed = max(time.monotonic() - self._since, 1e-9)
+        speed = self._timed * self._batch / elapsed
         values = {
             "lr": rate,
             "images_per_second": round(speed, 2),
+            # Share of the time in which the step had to wait for its batch.
+            "data_wait": round(self._waited / elapsed, 4),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
             # Nine digits tell any two float32 apart.
             **{name: float(f"{value:.9g}") for name, value in means.items()},
@@ -103,7 +122,7 @@ class TrainLog:
                 f"epoch {epoch}/{self._epochs}: {listed}, lr {rate:.4g}, {speed:.1f} images/s",
             )
         self._sums, self._steps = {}, 0
-        self._timed, self._since = 0, time.monotonic()
+        self._timed, self._since, self._waited = 0, time.monotonic(), 0.0
 
     def state(self) -> dict[str, Any]:
         """The line in the making, for a checkpoint."""

@@ -170,7 +170,7 @@ def fit(
     # Closed on an error too: bar, workers and sinks end with the loop.
     with contextlib.closing(report), contextlib.closing(loader), contextlib.closing(batches):
         try:
-            for step, batch in batches:
+            for step, batch in report.timed(batches):
                 _iteration(plan, loader, optimizer, task, report, saver, batch, step)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(saver.resume_text(loader.steps)) from None
@@ -192,7 +192,7 @@ def _iteration(
     rate = cosine_lr(step, plan.epochs * loader.steps, plan.base_lr, plan.final_lr)
     # Drawn anew for each step, so that a resumed one draws (dropout) what it would have drawn.
     jt.set_global_seed(_step_seed(plan.seed, step))
-    values, save = _train_step(optimizer, task, batch, step, rate, saver.due())
+    values, save = train_step(optimizer, task, batch, step, rate, saver.due())
     if not all(math.isfinite(value) for value in values.values()):
         raise UserError(_not_finite(plan, loader, epoch, index, values))
     last = index == loader.steps - 1
@@ -203,7 +203,7 @@ def _iteration(
         saver.save(epoch + last, step + 1)
 
 
-def _train_step(
+def train_step(
     optimizer: LarcSGD, task: Task, batch: Any, step: int, rate: float, save: bool = False
 ) -> tuple[dict[str, float], bool]:
     """One iteration; returns the loss and its parts, averaged over all processes, and whether any

@@ -1,47 +1,54 @@
-"""Resumable work, one result file per image.
+"""Resumable work on a folder of images, in as many processes as there are: a result file an image.
 
-A result counts as finished when its file lies under its final name, was recorded as made under the
-present settings, and passes a check of completeness. Whatever else lies in the folder is made
-again, so that a stopped run continues and a changed setting never mixes with older results.
-
-The folder holds ``settings.json`` beside the results, and ``.done/<fingerprint of the settings>/``
-with one text file per process that lists the keys it finished.
+A result counts as finished when the ledger (``core.ledger``) records it under the present settings
+and its file is still the recorded one. Whatever else lies in the folder is made again, so that a
+stopped run continues and a changed setting never mixes with older results.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import os
-import shutil
-import socket
-from collections.abc import Sequence
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
-
-from PIL import Image
+from typing import Any, Callable, Union
 
 from core import log
+from core.claims import TIMEOUT_S, Claims
 from core.data.folders import ImageItem
-from core.data.images import image_size
-from core.distributed import share
-from core.errors import UserError
-from core.files import read_json, write_json
+from core.errors import StopWork, UserError
+from core.files import atomic_write
+from core.ledger import LEDGER_FOLDER, Ledger, Record, differences
+from core.log import named
+from core.shared_work import work_together
 
-Work = Callable[[ImageItem, Path], None]
-Check = Callable[[ImageItem, Path], bool]
 
-_NAMED = 5  # how many keys a summary names before it only counts
+@dataclass(frozen=True)
+class Made:
+    """What work made of an item: the content of each result file, and facts for the ledger."""
+
+    contents: Sequence[bytes]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Work = Callable[[ImageItem], Union[bytes, Made]]
 
 
 @dataclass
 class WorkResult:
-    """What a run did with this process's share: keys, and a reason for each failure."""
+    """What a run found and did: keys, and a reason for each failure."""
 
     done: list[str] = field(default_factory=list)
+    """Made by this process."""
     skipped: list[str] = field(default_factory=list)
+    """Finished before this run began."""
     failed: dict[str, str] = field(default_factory=dict)
+    """Failed in this run, here or in another process."""
+    stale: list[str] = field(default_factory=list)
+    """Made under other settings and kept, as the user asked (``keep_stale``)."""
 
     @property
     def ok(self) -> bool:
@@ -54,150 +61,219 @@ class Worklist:
 
     Args:
         folder: where results go: ``<folder>/<key><suffix>``; made when missing.
-        settings: everything that changes a result (JSON values; nested dicts are fine). When the
-            folder was made under others, the keys that differ are named and all is made again.
+        settings: everything that changes a result (JSON values; nested dicts are fine).
         suffix: of the result files, ".png" for label maps.
+        also: folders of further results of each image.
+        keep_stale: results that were made under other settings count as finished.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], suffix: str = ".png") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        suffix: str = ".png",
+        also: Sequence[Path] = (),
+        keep_stale: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         self.suffix = suffix
-        # Through JSON, so that tuples and lists, or 1-based and string keys, compare as stored.
-        self.settings = json.loads(json.dumps(settings, sort_keys=True))
-        text = json.dumps(self.settings, sort_keys=True)
-        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._records = self.folder / ".done" / self._fingerprint
-        self._adopt_folder()
+        self._folders = (self.folder, *map(Path, also))
+        self._keep_stale = keep_stale
+        self._ledger = Ledger(self.folder, settings)
+        self._started = self._ledger.open()
+        self._others = Ledger.others(self.folder, self._ledger)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the settings."""
+        return self._ledger.fingerprint
+
+    def claims(self, timeout_s: float = TIMEOUT_S) -> Claims:
+        """For this folder: of items while they are made, and of what is made of all of them."""
+        return Claims(self.folder / LEDGER_FOLDER / "claims", timeout_s)
 
     def path_of(self, item: ImageItem) -> Path:
-        """Final place of the item's result."""
-        return self.folder / f"{item.key}{self.suffix}"
+        """Final place of the item's (first) result."""
+        return self._paths(item)[0]
 
-    def pending(
-        self, items: Sequence[ImageItem], is_complete: Check | None = None
-    ) -> list[ImageItem]:
-        """The items that are not finished, in order.
+    def pending(self, items: Sequence[ImageItem]) -> list[ImageItem]:
+        """The items that are not finished, in order; reads every result file."""
+        return [item for item in items if not self._is_finished(item)]
 
-        Args:
-            items: what should be there in the end.
-            is_complete: ``(item, result path) -> bool`` for an existing result, called last because
-                it may read the file; None trusts the record.
-        """
-        recorded = self._recorded()
-
-        def finished(item: ImageItem) -> bool:
-            path = self.path_of(item)
-            return (
-                item.key in recorded
-                and path.is_file()
-                and (is_complete is None or is_complete(item, path))
-            )
-
-        return [item for item in items if not finished(item)]
+    def checksum(self, items: Sequence[ImageItem]) -> int:
+        """CRC-32 of the keys and results of finished items; reads every result file."""
+        total = 0
+        for item in items:
+            total = zlib.crc32(f"{item.key} {_state(item, self._paths(item))}\n".encode(), total)
+        return total
 
     def run(
         self,
         items: Sequence[ImageItem],
         work: Work,
         stage: str,
-        is_complete: Check | None = None,
+        timeout_s: float = TIMEOUT_S,
     ) -> WorkResult:
-        """Make the missing results of this process's share of ``items``.
+        """Return when each item is finished, here or in another process, or has failed.
 
         A :class:`UserError` of one item (a broken image) is reported with its name and the run goes
-        on; any other exception is a bug and ends it. What was finished until then is kept.
+        on; a :class:`StopWork` ends it, and any other exception is a bug and does so too. What was
+        finished until then is kept.
 
         Args:
-            items: all items of the stage; several processes split them among themselves.
-            work: ``(item, result path)``; must write the result atomically under that path.
+            items: all items of the stage, the same in all processes.
+            work: gives the content of the item's result files (bytes, where it is one).
             stage: name in the log and the progress bar.
-            is_complete: see :meth:`pending`.
+            timeout_s: see :class:`core.claims.Claims`.
+
+        Raises:
+            UserError: a result cannot be written.
         """
-        mine = list(share(items))
-        todo = self.pending(mine, is_complete)
-        waiting = {item.key for item in todo}
-        result = WorkResult(skipped=[item.key for item in mine if item.key not in waiting])
-        if result.skipped:
-            log.info(
-                stage, f"{len(result.skipped)} of {len(mine)} finished earlier, {len(todo)} to do"
-            )
-        for item in log.progress(todo, stage, total=len(todo)):
-            try:
-                work(item, self.path_of(item))
-            except UserError as error:
-                result.failed[item.key] = str(error)
-                log.warn(stage, f"{item.key} failed: {error}")
-                continue
-            self._record(item.key)
-            result.done.append(item.key)
+        by_key = {item.key: item for item in items}
+        todo, result = self._survey(items, stage)
+        settled = {*result.skipped, *result.stale}
+
+        with self.claims(timeout_s) as claims:
+
+            def settle(key: str) -> bool:
+                if key in settled or key in result.failed:
+                    return True
+                if not claims.claim(key):
+                    return False
+                try:
+                    done = self._settle(by_key[key], work, claims, result, stage)
+                finally:
+                    claims.release(key)
+                if done:
+                    settled.add(key)
+                return done
+
+            def unfinished() -> list[str]:
+                return [item.key for item in todo if item.key not in settled]
+
+            work_together(list(by_key), unfinished, settle, stage)
+
         if result.failed:
-            log.warn(stage, f"{len(result.failed)} of {len(mine)} failed: {named(result.failed)}")
+            log.warn(stage, f"{len(result.failed)} of {len(items)} failed: {named(result.failed)}")
         return result
 
-    def _adopt_folder(self) -> None:
-        """Make the folder ours: state what differs, forget the records of other settings."""
-        stored = self.folder / "settings.json"
-        differences = self._differences(stored)
-        if differences:
-            log.warn(
-                self.folder.name,
-                f"{self.folder} was made under other settings ({named(differences)}); "
-                "its results are made again",
-            )
-        records = self._records.parent
-        for other in records.iterdir() if records.is_dir() else ():
-            if other != self._records:
-                shutil.rmtree(other, ignore_errors=True)
-        write_json(stored, self.settings)
-
-    def _differences(self, stored: Path) -> list[str]:
-        """Keys whose value in the stored settings is another; none where they cannot be read."""
+    def _settle(
+        self, item: ImageItem, work: Work, claims: Claims, result: WorkResult, stage: str
+    ) -> bool:
+        """Make a claimed item unless another process has settled it; False where the claim was
+        lost.
+        """
+        self._ledger.refresh()
+        if self._is_finished(item):
+            return True
+        reason = self._ledger.failure(item.key, self._started)
+        if reason is not None:
+            result.failed[item.key] = reason
+            return True
         try:
-            before = _flat(read_json(stored, "the settings of a stage"))
-        except UserError:
-            return []
-        now = _flat(self.settings)
-        missing = object()
-        keys = sorted(set(before) | set(now))
-        return [key for key in keys if before.get(key, missing) != now.get(key, missing)]
+            made = work(item)
+        except StopWork:
+            raise
+        except UserError as error:
+            reason = str(error)
+            result.failed[item.key] = reason
+            log.warn(stage, f"{item.key} failed: {reason}")
+            with self._writing():
+                self._ledger.fail(item.key, reason)
+            return True
+        if not claims.still_mine(item.key):
+            log.warn(stage, f"{item.key}: this process stood still and another has taken over")
+            return False
+        with self._writing():
+            self._keep(item, made if isinstance(made, Made) else Made([made]))
+        result.done.append(item.key)
+        return True
 
-    def _record(self, key: str) -> None:
-        self._records.mkdir(parents=True, exist_ok=True)
-        # A file of its own for each process: appends of several machines to one file may be lost.
-        name = f"{socket.gethostname()}-{os.getpid()}.txt"
-        with open(self._records / name, "a", encoding="utf-8") as file:
-            file.write(f"{key}\n")
+    def _keep(self, item: ImageItem, made: Made) -> None:
+        paths = self._paths(item)
+        for path, content in zip(paths, made.contents):
+            with atomic_write(path) as file:
+                file.write(content)
+        files = tuple((len(content), zlib.crc32(content)) for content in made.contents)
+        assert len(files) == len(paths), "work must give a content for each result file"
+        self._ledger.record(item.key, Record(_source_bytes(item), files), made.facts)
 
-    def _recorded(self) -> set[str]:
-        keys: set[str] = set()
-        for path in self._records.glob("*.txt"):
-            # The part behind the last newline may be half a line of a killed process.
-            keys.update(path.read_text(encoding="utf-8").split("\n")[:-1])
-        return keys
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StopWork(
+                f"cannot write results to {self.folder}: {error.strerror or error}; what was "
+                "finished is kept: mend this and run the same command again"
+            ) from error
+
+    def _survey(self, items: Sequence[ImageItem], stage: str) -> tuple[list[ImageItem], WorkResult]:
+        """What is to be made, and what is there; says what was found under other settings."""
+        todo, result = [], WorkResult()
+        other: Counter[str] = Counter()
+        stale = unknown = 0
+        for item in items:
+            ledger = self._origin(item)
+            if ledger is self._ledger:
+                result.skipped.append(item.key)
+                continue
+            if ledger is not None:
+                stale += 1
+                other.update(differences(ledger.settings, self._ledger.settings))
+                if self._keep_stale:
+                    result.stale.append(item.key)
+                    continue
+            else:
+                unknown += self.path_of(item).exists()
+            todo.append(item)
+        if result.skipped:
+            log.info(
+                stage,
+                f"{len(result.skipped)} of {len(items)} finished earlier, {len(todo)} to do",
+            )
+        if stale:
+            action = "are kept, as asked" if self._keep_stale else "are made again"
+            log.warn(
+                stage,
+                f"{stale} of {len(items)} results are stale and {action}: they were made under "
+                f"other settings ({named(list(other))})",
+            )
+        if unknown:
+            log.warn(
+                stage,
+                f"{unknown} results in {self.folder} are damaged, not recorded or of images that "
+                "have changed, and are made again",
+            )
+        return todo, result
+
+    def _is_finished(self, item: ImageItem) -> bool:
+        origin = self._origin(item)
+        return origin is self._ledger or (self._keep_stale and origin is not None)
+
+    def _origin(self, item: ImageItem) -> Ledger | None:
+        """The ledger that has recorded what lies on disk now, the present one first."""
+        ledgers = [each for each in (self._ledger, *self._others) if each.records(item.key)]
+        state = _state(item, self._paths(item)) if ledgers else None
+        if state is None:
+            return None
+        return next((each for each in ledgers if state in each.records(item.key)), None)
+
+    def _paths(self, item: ImageItem) -> list[Path]:
+        return [folder / f"{item.key}{self.suffix}" for folder in self._folders]
 
 
-def is_whole_label(item: ImageItem, path: Path) -> bool:
-    """Completeness check for label maps: an intact PNG of the image's size, not decoded."""
+def _state(item: ImageItem, paths: Sequence[Path]) -> Record | None:
+    """What lies on disk; None where a result is missing."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            size = (image.height, image.width)
-            image.verify()
-    except (OSError, SyntaxError, ValueError, EOFError):
-        return False
-    return size == image_size(item.path)
+        contents = [path.read_bytes() for path in paths]
+    except OSError:
+        return None
+    return Record(_source_bytes(item), tuple((len(each), zlib.crc32(each)) for each in contents))
 
 
-def named(keys: Sequence[str] | dict[str, str]) -> str:
-    """The first keys, comma separated, and how many more there are."""
-    first = ", ".join(list(keys)[:_NAMED])
-    return first if len(keys) <= _NAMED else f"{first} and {len(keys) - _NAMED} more"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys."""
-    if not isinstance(value, dict):
-        return {prefix.rstrip("."): value}
-    flat: dict[str, Any] = {}
-    for key, entry in value.items():
-        flat.update(_flat(entry, f"{prefix}{key}."))
-    return flat
+def _source_bytes(item: ImageItem) -> int:
+    try:
+        return os.stat(item.path).st_size
+    except OSError:
+        return -1

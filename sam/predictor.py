@@ -5,6 +5,7 @@ Jittor inside.
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ class SamPredictor:
     def __init__(self, sam_model: Any) -> None:
         self.model = sam_model
         self.transform = ResizeLongestSide(sam_model.image_encoder.img_size)
+        #: Seconds spent in the image encoder so far.
+        self.encoding_s = 0.0
         self.reset_image()
 
     @property
@@ -88,9 +91,11 @@ class SamPredictor:
         self.reset_image()
         self.original_size = (int(original_image_size[0]), int(original_image_size[1]))
         self.input_size = (int(shape[2]), int(shape[3]))
+        started = time.perf_counter()
         with jt.no_grad():
             self.features = self.model.image_encoder(self.model.preprocess(transformed_image))
             self.features.sync()
+        self.encoding_s += time.perf_counter() - started
         self.is_image_set = True
 
     def predict(

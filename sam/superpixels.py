@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from skimage.segmentation import felzenszwalb, slic
 
 from sam import masks as M
+
+
+# Images of more pixels are partitioned at a smaller size: time and memory grow with the pixels.
+_MAX_PIXELS = 2_000_000
 
 
 class SuperpixelMaskGenerator:
@@ -35,6 +40,7 @@ class SuperpixelMaskGenerator:
             "slic_segments": list(slic_segments),
             "felzenszwalb_scales": list(felzenszwalb_scales),
             "min_area": min_area,
+            "max_pixels": _MAX_PIXELS,
         }
         self.output_mode = output_mode
 
@@ -42,6 +48,8 @@ class SuperpixelMaskGenerator:
         """Records (see ``sam.masks``) of a uint8 RGB image (H, W, 3); quality scores are 1, there
         is no model.
         """
+        size_hw = (image.shape[0], image.shape[1])
+        image = _bounded(image)
         min_area = self.settings["min_area"]
         partitions = [
             slic(image, n_segments=count, compactness=10.0, start_label=0, channel_axis=-1)
@@ -55,24 +63,30 @@ class SuperpixelMaskGenerator:
         seen: set[str] = set()
         for labels in partitions:
             for label in np.flatnonzero(np.bincount(labels.ravel()) >= max(min_area, 1)):
-                record = self._record(labels == label)
+                record = self._record(labels == label, size_hw)
                 counts = record["segmentation"]["counts"]
                 if counts not in seen:
                     seen.add(counts)
                     records.append(record)
         return [self._in_output_mode(record) for record in records]
 
-    def _record(self, mask: np.ndarray) -> M.Record:
-        h, w = mask.shape
-        ys, xs = np.nonzero(mask)
+    def _record(self, small: np.ndarray, size_hw: tuple[int, int]) -> M.Record:
+        h, w = size_hw
+        ys, xs = np.nonzero(small)
         # The segment's pixel nearest its centre of mass: a point that is certainly inside.
         nearest = int(np.argmin((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2))
+        x, y = int(xs[nearest]) * w // small.shape[1], int(ys[nearest]) * h // small.shape[0]
+        mask = small
+        if small.shape != size_hw:
+            enlarged = cv2.resize(small.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)
+            mask = enlarged.astype(bool)
+        rle = M.encode(mask)
         return {
-            "segmentation": M.encode(mask),
-            "area": len(xs),
+            "segmentation": rle,
+            "area": M.area(rle),
             "bbox": M.to_xywh(M.box_of(mask)).tolist(),
             "predicted_iou": 1.0,
-            "point_coords": [[float(xs[nearest]), float(ys[nearest])]],
+            "point_coords": [[float(x), float(y)]],
             "stability_score": 1.0,
             "crop_box": [0, 0, w, h],
         }
@@ -83,3 +97,12 @@ class SuperpixelMaskGenerator:
         if self.output_mode == "uncompressed_rle":
             return {**record, "segmentation": M.uncompressed(record["segmentation"])}
         return record
+
+
+def _bounded(image: np.ndarray) -> np.ndarray:
+    """The image, made smaller where it has more than ``_MAX_PIXELS``."""
+    shrink = (_MAX_PIXELS / (image.shape[0] * image.shape[1])) ** 0.5
+    if shrink >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * shrink)), max(1, round(image.shape[0] * shrink)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +109,8 @@ def test_help_and_wrong_settings(tmp_path: Path, data: Path, checkpoint: Path) -
     flags = (
         "--mode --dump_path --data_path --match_file --pretrained --pretrained_sam --arch "
         "--num-classes --max_res --method --train_data --train_scheme --link --description --run "
-        "--preset --masks --set --allow-missing --unmatched"
+        "--preset --masks --set --allow-missing --unmatched --keep-stale --image-timeout "
+        "--max-pixels"
     )
     text = call(tmp_path, "--help").stdout
     assert all(flag in text for flag in flags.split())
@@ -141,3 +148,157 @@ def test_a_stopped_run_keeps_its_images_and_goes_on(
     assert len(kept) >= len(finished) - 1  # one may have been stopped before it was recorded
     assert len(list(folder.glob("*/*.png"))) == 40
     assert not list(tmp_path.glob("result/**/.*.tmp"))
+
+
+# Killed, hung, several at once ------------------------------------------------------------------
+
+
+def job_of(tmp_path: Path, checkpoint: Path, result: str = "result") -> list[object]:
+    """Arguments for the test split of ``tmp_path/data``."""
+    where = ["--data_path", "data", "--mode", "test", "--pretrained", checkpoint]
+    return [*where, "--run", tmp_path / f"run_{result}", "--dump_path", result]
+
+
+def start(cwd: Path, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def computed(result: Path) -> Counter[str]:
+    """How often each image was recorded as finished, over all processes."""
+    lines = [
+        json.loads(line)
+        for path in result.glob("test/.ledger/*/*.jsonl")
+        for line in path.read_text().splitlines()
+        if line.endswith("}")
+    ]
+    return Counter(line["key"] for line in lines if "files" in line)
+
+
+def child_of(process: subprocess.Popen[str]) -> int | None:
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(found[0]) if found else None
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path: Path, checkpoint: Path, kills: int) -> None:
+    write_images(tmp_path / "data" / "test", 40, size=(120, 160))
+    quiet = call(tmp_path, *job_of(tmp_path, checkpoint, "quiet"))
+    assert quiet.returncode == 0, quiet.stderr
+    rng = random.Random(kills)
+    killed, moments = 0, []
+    arguments = job_of(tmp_path, checkpoint)
+    while killed < kills:
+        process = start(tmp_path, *arguments)
+        begun = len(computed(tmp_path / "result"))
+        # Most kills fall into the images: some while the network loads, some at the very end.
+        if rng.random() < 0.8:
+            more = 1 if kills > 40 else rng.randint(1, 6)
+            wait_for(
+                lambda p=process, n=begun + more: p.poll() is not None
+                or len(computed(tmp_path / "result")) >= n
+            )
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        moments.append(len(computed(tmp_path / "result")))
+        killed += 1
+        if moments[-1] == 40 and killed < kills:
+            # Everything is finished: go on with a part of it.
+            for path in rng.sample(sorted((tmp_path / "result").glob("test/n*/*.png")), 30):
+                path.unlink()
+            for path in tmp_path.glob("result/test/.ledger/*/*.jsonl"):
+                path.unlink()
+            (tmp_path / "result" / "result.zip").unlink(missing_ok=True)
+    last = call(tmp_path, *arguments)
+    assert last.returncode == 0, last.stderr
+    once = computed(tmp_path / "result")
+    assert len(once) == 40 and set(once.values()) == {1}, "a finished image was computed again"
+    whole = (tmp_path / "quiet" / "result.zip").read_bytes()
+    assert (tmp_path / "result" / "result.zip").read_bytes() == whole
+    assert len(set(moments)) > 1
+
+
+@pytest.mark.parametrize("how", ["by hand", "array", "mpirun"])
+def test_several_at_once_share_the_images(tmp_path: Path, checkpoint: Path, how: str) -> None:
+    if how == "mpirun" and shutil.which("mpirun") is None:
+        pytest.skip("mpirun is not installed")
+    write_images(tmp_path / "data" / "test", 40, size=(120, 160))
+    arguments = job_of(tmp_path, checkpoint)
+    if how == "mpirun":
+        flags = ["--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-np", "2"]
+        done = subprocess.run(
+            ["mpirun", *flags, *command(*arguments)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        said = done.stderr
+    else:
+        processes = []
+        for task in range(3):
+            array = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "3"}
+            processes.append(start(tmp_path, *arguments, **(array if how == "array" else {})))
+        wait_for(lambda: len(computed(tmp_path / "result")) >= 5)
+        processes[0].kill()  # what it was at is taken over
+        outputs = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes[1:]] == [0, 0], outputs
+        said = "".join(stderr for _, stderr in outputs)
+    once = computed(tmp_path / "result")
+    assert len(once) == 40 and set(once.values()) == {1}
+    assert said.count("predictions in") == 1, "the archive is made once"
+    assert not (tmp_path / "result" / "test" / ".ledger" / "claims").exists()
+    quiet = call(tmp_path, *job_of(tmp_path, checkpoint, "quiet"))
+    assert quiet.returncode == 0, quiet.stderr
+    whole = (tmp_path / "quiet" / "result.zip").read_bytes()
+    assert (tmp_path / "result" / "result.zip").read_bytes() == whole
+
+
+def test_a_hung_process_is_replaced_and_the_image_is_made(tmp_path: Path, checkpoint: Path) -> None:
+    write_images(tmp_path / "data" / "test", 12, size=(120, 160))
+    process = start(tmp_path, *job_of(tmp_path, checkpoint), "--image-timeout", 2)
+    wait_for(lambda: len(computed(tmp_path / "result")) >= 2)
+    child = child_of(process)
+    assert child is not None
+    os.kill(child, signal.SIGSTOP)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "no answer within 2 s; once more in a new process with smaller batches" in stderr
+    assert set(computed(tmp_path / "result").values()) == {1}
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
+    """The limit of a file's size stands for the end of the disk: the archive does not fit."""
+    write_images(tmp_path / "data" / "test", 12, size=(240, 320))
+    arguments = " ".join(shlex.quote(part) for part in command(*job_of(tmp_path, checkpoint)))
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 8; exec {arguments}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "cannot write" in one_line_error(done)
+    assert not list(tmp_path.glob("result/**/.*.tmp"))
+    assert not (tmp_path / "result" / "result.zip").exists()
+    again = call(tmp_path, *job_of(tmp_path, checkpoint))
+    assert again.returncode == 0, again.stderr
+    nowhere = call(tmp_path, *job_of(tmp_path, checkpoint), "--dump_path", "/proc/nowhere")
+    assert "cannot write results to /proc/nowhere" in one_line_error(nowhere)

@@ -144,6 +144,23 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Refine:
+    """Refinement of predictions with masks (test.py); the defaults are the reference's rule."""
+
+    # "count": a mask takes the label that most of its pixels have; "confidence": the one of the
+    # highest mean softmax inside it.
+    vote: str = "count"
+    # A mask does not vote where its winner has less than this share of its pixels (or a lower mean
+    # softmax).
+    min_agreement: float = 0.0
+    # A region of the prediction that no mask meets with at least this IoU stays as the network drew
+    # it; 0 = none does.
+    keep_regions: float = 0.0
+    # A prompted mask of more than this share of the image is not painted.
+    max_prompted: float = 1.0
+
+
+@dataclass(frozen=True)
 class DistanceMatching:
     """Evaluation of a trunk without training: labelled images name the pixels they resemble."""
 
@@ -170,6 +187,7 @@ class Config:
     pseudo_labels: PseudoLabels = PseudoLabels()
     finetune: Finetune = Finetune()
     predict: Predict = Predict()
+    refine: Refine = Refine()
     distance_matching: DistanceMatching = DistanceMatching()
 
 

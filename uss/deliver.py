@@ -7,7 +7,7 @@ checkpoint that it is for, because the ids of another checkpoint mean other clas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from core.data.folders import ImageItem, list_images, split_folder
 from core.errors import UserError
 from core.files import read_json, write_json
 from core.matching import read_match, write_match
-from core.worklist import Worklist, is_whole_label, named
+from core.worklist import Worklist
+from uss.paths import RunFolder
 from uss.score_table import EvaluationResult
 from uss.submission import Method, build_zip
 from uss.submission_check import check_zip
@@ -35,23 +36,18 @@ def has_masks(data: Path, split: str) -> bool:
     return (data / f"{split}-segmentation").is_dir()
 
 
-def require_finished(
-    work: Worklist, items: Sequence[ImageItem], allow_missing: bool
-) -> list[ImageItem]:
-    """The items that have an intact result.
+def require_finished(work: Worklist, items: Sequence[ImageItem]) -> None:
+    """Complain unless each item has an intact result.
 
     Raises:
-        UserError: some have none, unless ``allow_missing`` (all without one is always an error).
+        UserError: names those that have none.
     """
-    pending = {item.key for item in work.pending(items, is_whole_label)}
-    finished = [item for item in items if item.key not in pending]
-    if pending and not (allow_missing and finished):
+    pending = [item.key for item in work.pending(items)]
+    if pending:
         raise UserError(
             f"no archive: {len(pending)} of {len(items)} images have no label map "
-            f"({named(sorted(pending))}); mend or remove them and run the same command again"
-            + (", or pass --allow-missing" if finished else "")
+            f"({log.named(pending)}); mend or remove them and run the same command again"
         )
-    return finished
 
 
 def evaluation_path(folder: Path, split: str) -> Path:
@@ -62,7 +58,7 @@ def evaluation_path(folder: Path, split: str) -> Path:
 def keep_evaluation(
     folder: Path, split: str, checkpoint_sha256: str, results: dict[str, EvaluationResult]
 ) -> None:
-    """Write the results by name into ``folder/evaluation_<split>.json`` and print the mIoUs.
+    """Write the results by name into ``folder/evaluation_<split>.json``.
 
     The match of the last result is kept too, unless it was given rather than found here.
     """
@@ -77,9 +73,14 @@ def keep_evaluation(
         write_json(folder / ORIGIN, origin)
     content = {name: result.to_dict() for name, result in results.items()}
     write_json(evaluation_path(folder, split), content)
-    for name, result in results.items():
+
+
+def print_scores(folder: Path, split: str) -> None:
+    """Print the mIoUs that :func:`keep_evaluation` left."""
+    content = read_json(evaluation_path(folder, split), "the scores of a split")
+    for name, result in content.items():
         title = f"mIoU {name.replace('_', ' ')} ({split})"
-        print(f"{title}: {100 * result.scores.miou:.2f}", flush=True)
+        print(f"{title}: {100 * result['miou']:.2f}", flush=True)
 
 
 def chosen_by_masks(threshold_file: Path | None, match_split: str | None) -> str:
@@ -100,6 +101,13 @@ def chosen_by_masks(threshold_file: Path | None, match_split: str | None) -> str
     if match_split is not None:
         parts.append(f"{match_split} masks matched clusters to classes")
     return "; ".join(parts)
+
+
+def disclosed(method: Method, segmenter: Path, run: RunFolder, match_split: str | None) -> Method:
+    """``method`` with a note of what ground-truth masks decided on the way to these labels."""
+    own = segmenter.is_relative_to(run.root)  # a published one: this run's threshold is not its
+    chosen = chosen_by_masks(run.threshold if own else None, match_split)
+    return replace(method, description=f"{method.description} ({chosen})") if chosen else method
 
 
 def kept_match(
@@ -123,32 +131,30 @@ def pack(
     labels: Path,
     data: Path,
     split: str,
-    items: Sequence[ImageItem],
     archive: Path,
     match: Match | None,
     num_classes: int,
     method: Method,
+    substitutes: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Zip the label maps of ``items`` with the match and ``method.txt``, then check the archive.
+    """Zip the label maps of a split with the match and ``method.txt``, then check the archive.
 
     Args:
         labels: folder of ``<key>.png``.
-        data, split: the images; those that are not in ``items`` are left out, with a warning.
+        data, split: the images.
         match: None leaves ``match.json`` out, which the log and ``method.txt`` then say.
+        substitutes: key -> PNG for images without label map.
 
     Raises:
         UserError: the archive has a problem; the first ones are named and the archive is removed.
     """
-    every = list_images(split_folder(data, split))
-    left_out = sorted({item.key for item in every} - {item.key for item in items})
-    if left_out:
-        log.warn(STAGE, f"{len(left_out)} images are not in {archive}: {named(left_out)}")
-    tolerated = {f"{key}.png: missing" for key in left_out}
+    tolerated = set()
     if match is None:
         log.warn(STAGE, f"{_CLUSTER_IDS}; {archive} has no {MATCH}")
         method = replace(method, description=f"{method.description} ({_CLUSTER_IDS})")
         tolerated.add(f"{MATCH}: missing")
-    build_zip(labels, items, archive, match, method)
+    items = list_images(split_folder(data, split))
+    build_zip(labels, items, archive, match, method, substitutes=substitutes)
     problems = [p for p in check_zip(archive, data, split, num_classes) if p not in tolerated]
     if problems:
         archive.unlink()

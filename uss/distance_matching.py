@@ -21,16 +21,16 @@ from core.data.folders import ImageItem, list_images, mask_path, split_folder
 from core.data.images import load_rgb
 from core.errors import UserError
 from core.files import sha256_of
-from core.labels import IGNORE, load_label, save_label
+from core.labels import IGNORE, load_label, png_of_label
 from core.matching import identity_match
 from core.torch_reader import state_dict_of
-from core.worklist import Worklist, is_whole_label
+from core.worklist import Worklist
 from uss import deliver, products
 from uss.config import Config
 from uss.evaluate import evaluate, labelled_images
 from uss.networks import arch_of, network_input
 from uss.paths import RunFolder
-from uss.predict import label_of_logits
+from uss.segmenter import label_of_logits
 
 STAGE = "distance matching"
 LABELLED = "train-semi"
@@ -53,34 +53,35 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
     log.info(STAGE, f"{len(labels)} labelled regions of {len(examples)} images")
     folder = run.distance_matching(config.arch, split)
     settings = asdict(config.distance_matching)
+    sha256 = sha256_of(checkpoint)
     work = Worklist(
         folder,
         {
             "distance_matching": settings,
-            "checkpoint_sha256": sha256_of(checkpoint),
+            "checkpoint_sha256": sha256,
             "data": str(data),
             "examples": len(examples),
         },
     )
     size = config.num_classes + 1
 
-    def predict(item: ImageItem, target: Path) -> None:
+    def predict(item: ImageItem) -> bytes:
         rgb = load_rgb(item.path)
         grid = features(rgb)
         similarity = bank @ grid.reshape(len(grid), -1)
         votes = vote(similarity, labels, size, settings["neighbours"], settings["temperature"])
         scores = votes.reshape(size, *grid.shape[1:])
-        save_label(target, label_of_logits(scores, rgb.shape[:2], config.predict.max_res))
+        return png_of_label(label_of_logits(scores, rgb.shape[:2], config.predict.max_res))
 
-    work.run(items, predict, f"{STAGE} {split}", is_whole_label)
+    work.run(items, predict, f"{STAGE} {split}")
     distributed.barrier()
     if distributed.is_main():
-        deliver.require_finished(work, items, allow_missing=False)
+        deliver.require_finished(work, items)
         if deliver.has_masks(data, split):
             match = identity_match(config.num_classes)
             result = evaluate(folder, data, split, config.num_classes, match)
-            sha256 = str(work.settings["checkpoint_sha256"])
             deliver.keep_evaluation(folder, split, sha256, {"distance_matching": result})
+            deliver.print_scores(folder, split)
 
 
 class TrunkFeatures:

@@ -30,7 +30,6 @@ from core.threshold_curve import (
     count_levels,
     hundredths,
 )
-from core.worklist import named
 from uss.score_table import (
     EvaluationResult,
     best_point,
@@ -94,7 +93,7 @@ def evaluate(
         boundary=boundary,
     )
     metrics = SegmentationMetrics(num_classes, boundary)
-    for counts in _of_each(items, work, workers):
+    for counts in of_each(items, work, workers):
         metrics.add(counts)
     used = match_clusters(metrics.cooccurrence) if match is None else match
     result = EvaluationResult(metrics.compute(used), used, matched_here=match is None)
@@ -160,7 +159,7 @@ def threshold_curve(
         archives=archives,
     )
     curve = ThresholdCurve(num_classes, thresholds)
-    for counts in _of_each(items, work, workers):
+    for counts in of_each(items, work, workers):
         curve.add(counts)
     return curve.points()
 
@@ -208,10 +207,12 @@ def _load_with_level(path: Path, archives: bool) -> tuple[np.ndarray, np.ndarray
     return label, level
 
 
-def _of_each(
+def of_each(
     items: Sequence[ImageItem], work: Callable[[ImageItem], Counts], workers: int | None
 ) -> Iterator[Counts]:
-    """What ``work`` makes of each item, in order, with a progress bar."""
+    """What ``work`` makes of each item, in order, with a progress bar; None: as many processes as
+    pay.
+    """
     processes = default_workers(len(items)) if workers is None else workers
     return log.progress(ordered_map(work, items, processes), STAGE, total=len(items))
 
@@ -232,7 +233,7 @@ def labelled_images(data: Path, split: str) -> list[ImageItem]:
     missing = [item.key for item in items if not mask_path(data, split, item.key).is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(items)} images have no mask in {masks}: {named(missing)}"
+            f"{len(missing)} of {len(items)} images have no mask in {masks}: {log.named(missing)}"
         )
     return items
 
@@ -247,7 +248,7 @@ def require_predictions(
     if missing:
         raise UserError(
             f"{len(missing)} of {len(items)} {suffix} files are missing in {prediction_dir}: "
-            f"{named(missing)}; finish the predictions first"
+            f"{log.named(missing)}; finish the predictions first"
         )
 
 
@@ -282,6 +283,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold", type=float, help="level, a fraction, below which pixels are background"
     )
+    compare = "folder of earlier predictions: also print what became better and worse"
+    parser.add_argument("--compare", type=Path, metavar="BEFORE", help=compare)
     parser.add_argument("--workers", type=int, help="processes (default: what pays)")
     return parser
 
@@ -294,6 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.curve:
         return _main_curve(args, num_classes)
     match = read_match(args.match_file, num_classes) if args.match_file else None
+    if args.compare:
+        return _main_compare(args, num_classes, match)
     result = evaluate(
         args.predictions,
         args.data,
@@ -308,6 +313,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.write_match:
         write_match(args.write_match, result.match)
     print(format_result(result, _class_labels(args, num_classes) if args.classes else None))
+    return 0
+
+
+def _main_compare(args: argparse.Namespace, num_classes: int, match: dict[int, int] | None) -> int:
+    from uss.compare import compare, format_comparison
+
+    if args.threshold is not None:
+        raise UserError("--compare takes finished label maps; leave --threshold out")
+    found = compare(
+        args.compare,
+        args.predictions,
+        args.data,
+        args.mode,
+        num_classes,
+        match,
+        boundary=not args.no_boundary,
+        workers=args.workers,
+    )
+    if args.write_match:
+        write_match(args.write_match, found.match)
+    if args.output:
+        write_json(args.output, found.to_dict())
+    print(format_comparison(found, _class_labels(args, num_classes)))
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from core import log
-from core.errors import UserError
+from core.errors import StopWork, UserError
 from sam import masks as sam_masks
 from sam.mask_store import ImageIdentity, MaskStore
 from uss.config import Masks
@@ -27,6 +27,10 @@ class MaskSource(Protocol):
     """What makes masks; two sources with one fingerprint make the same ones."""
 
     fingerprint: dict[str, Any]
+
+    @property
+    def encoding_s(self) -> float:
+        """Seconds spent in an image encoder so far."""
 
     def generate(self, rgb: np.ndarray) -> list[sam_masks.Record]:
         """All masks of a uint8 RGB image (H, W, 3)."""
@@ -64,13 +68,27 @@ class ImageMasks:
         self.store = MaskStore(folder, source.fingerprint)
 
     def masks(self, key: str, rgb: np.ndarray) -> Iterator[np.ndarray]:
-        """Masks (H, W) bool of the uint8 RGB image (H, W, 3) with this key, largest first."""
+        """Masks (H, W) bool of the uint8 RGB image (H, W, 3) with this key, largest first.
+
+        Raises:
+            StopWork: the store cannot be written.
+        """
+        return largest_first(self.records(key, rgb))
+
+    def records(self, key: str, rgb: np.ndarray) -> list[sam_masks.Record]:
+        """The same as records (``sam.masks``), in no order."""
         image = ImageIdentity.of(rgb)
         records = self.store.get(key, image)
         if records is None:
             records = self.source.generate(rgb)
-            self.store.put(key, image, records)
-        return largest_first(records)
+            try:
+                self.store.put(key, image, records)
+            except OSError as error:
+                raise StopWork(
+                    f"cannot write masks to {self.store.folder}: {error.strerror or error}; mend "
+                    "this and run the same command again"
+                ) from error
+        return records
 
 
 def largest_first(records: list[sam_masks.Record]) -> Iterator[np.ndarray]:
@@ -103,6 +121,10 @@ class SamSource:
         predictor.reset_image()
         return masks[0]
 
+    @property
+    def encoding_s(self) -> float:
+        return self._loaded.predictor.encoding_s if self._loaded else 0.0
+
     def _generator(self) -> Any:
         if self._loaded is None:
             from sam import SamAutomaticMaskGenerator, sam_model_registry
@@ -116,6 +138,8 @@ class SamSource:
 
 class SuperpixelSource:
     """Superpixels at several scales, for machines that can get no SAM weights."""
+
+    encoding_s = 0.0
 
     def __init__(self, config: Masks) -> None:
         from sam.superpixels import SuperpixelMaskGenerator

@@ -1,14 +1,11 @@
 """Fill the mask store of a split before the stages that read it, in as many processes as there are.
 
-Every MPI rank or task of a SLURM array starts at its own part of the images, then helps with what
-is left of the others'; processes that were started by hand do the same. Each image is claimed
-first, so none is made twice. Any of them may be killed and started again at any time.
+Each image is claimed first, so none is made twice (see ``core.shared_work``). Any of the processes
+may be killed and started again at any time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +16,14 @@ from core.data.folders import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
 from core.distributed import share
 from core.errors import UserError
-from core.worklist import named
+from core.log import named
+from core.shared_work import work_together
 from sam.mask_store import ImageIdentity
 from uss.config import Config
 from uss.image_masks import ImageMasks, mask_source
 from uss.paths import RunFolder
 
 STAGE = "masks"
-# Between two looks at images that other processes hold.
-_WAIT_S = 1.0
 
 
 @dataclass
@@ -80,33 +76,19 @@ def fill(
     """
     tally = Tally()
     by_key = {item.key: item for item in items}
-    missing = images.store.missing(by_key)
-    if len(missing) < len(items):
-        log.info(stage, f"{len(items) - len(missing)} of {len(items)} are there already")
-    own = set(share(list(by_key)))
+    there = len(items) - len(images.store.missing(by_key))
+    if there:
+        log.info(stage, f"{there} of {len(items)} are there already")
+
     with Claims(images.store.claims_folder, timeout_s) as claims:
 
-        def make(keys: list[str], label: str) -> list[str]:
-            """Make these; returns those that other processes are at."""
-            with contextlib.closing(log.progress(keys, label, total=len(keys))) as bar:
-                return [key for key in bar if not _settle(by_key[key], images, claims, tally)]
+        def unfinished() -> list[str]:
+            return [key for key in images.store.missing(by_key) if key not in tally.failed]
 
-        # Its own part, in order.
-        todo = [key for key in missing if key in own]
-        held = make(todo, stage)
+        def settle(key: str) -> bool:
+            return _settle(by_key[key], images, claims, tally)
 
-        # What is left of the others', in an order of its own, so that helpers seldom meet.
-        if held or len(todo) < len(missing):
-            rest = [key for key in images.store.missing(by_key) if key not in tally.failed]
-            random.SystemRandom().shuffle(rest)
-            held = make(rest, f"{stage}, helping")
-
-        # What the others are at, in case they do not finish it.
-        if held:
-            log.info(stage, f"waiting for other processes to finish {named(held)}")
-        while held:
-            time.sleep(_WAIT_S)
-            held = [key for key in held if not _settle(by_key[key], images, claims, tally)]
+        work_together(list(by_key), unfinished, settle, stage)
     _report(tally, len(items), images, stage)
     return tally
 

@@ -8,6 +8,7 @@ runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,44 +68,58 @@ def load_pixel_attention(path: Path, arch: str) -> Any:
     return model
 
 
-def load_segmenter(
-    path: Path, arch: str | None = None, num_classes: int | None = None, fixed_pool: bool = False
-) -> Any:
-    """The fine-tuned network of a checkpoint, in eval mode, with ``.arch`` and ``.num_classes``.
+@dataclass(frozen=True)
+class SegmenterFacts:
+    """What a fine-tuned network is, told from its checkpoint without building it."""
 
-    Trunk, head (UPerNet or the plain 1x1 convolution) and class count come from the checkpoint.
+    arch: str
+    """Trunk, "resnet50" or "resnet18"."""
+    num_classes: int
+    head_width: int | None
+    """Channels inside the UPerNet; None where the head is the plain 1x1 convolution."""
+
+    @property
+    def name(self) -> str:
+        """For people, as in ``method.txt``."""
+        head = "1x1 convolution" if self.head_width is None else "UPerNet"
+        return f"{self.arch.replace('resnet', 'ResNet')}-{head}"
+
+
+def segmenter_facts(
+    path: Path, arch: str | None = None, num_classes: int | None = None
+) -> SegmenterFacts:
+    """Trunk, head and class count of a segmenter's checkpoint; starts no Jittor.
 
     Args:
         path: any checkpoint file that ``core.torch_reader`` reads.
         arch, num_classes: what the user asked for, checked against the file; None takes any.
+            ``resnet_uppernet50`` (the reference's name) also asks for the UPerNet head.
+
+    Raises:
+        UserError: not a segmentation checkpoint, or not what was asked for.
+    """
+    return _facts_of(state_dict_of(path), path, arch, num_classes)
+
+
+def load_segmenter(path: Path, fixed_pool: bool = False) -> Any:
+    """The fine-tuned network of a checkpoint, in eval mode, with ``.arch`` and ``.num_classes``.
+
+    Args:
+        path: any checkpoint file that ``core.torch_reader`` reads.
         fixed_pool: how a UPerNet pools its pyramid.
 
     Raises:
-        UserError: not a segmentation checkpoint, or not the trunk or class count asked for.
+        UserError: not a segmentation checkpoint.
     """
     from models.pass_net import PlainSegmenter
     from models.upernet import UPerNet
 
     state = state_dict_of(path)
-    found_arch = arch_of(state, path)
-    if arch is not None:
-        _check_arch(found_arch, arch, path)
-    key = _UPERNET_KEY if _UPERNET_KEY in state else _PLAIN_KEY
-    if key not in state:
-        raise UserError(
-            f"{path}: expected a fine-tuned segmenter, but neither {_UPERNET_KEY} nor {_PLAIN_KEY} "
-            "is in it; give the checkpoint that train_4.sh makes"
-        )
-    found_classes = _rows(state, key) - 1
-    if num_classes is not None and found_classes != num_classes:
-        raise UserError(
-            f"{path}: its head has {found_classes} classes, but {num_classes} were asked for; "
-            f"pass --num-classes {found_classes} or another checkpoint"
-        )
-    if key == _UPERNET_KEY:
-        model = UPerNet(found_arch, found_classes, int(state[key].shape[1]), fixed_pool)
+    facts = _facts_of(state, path, None, None)
+    if facts.head_width is None:
+        model = PlainSegmenter(facts.arch, facts.num_classes)
     else:
-        model = PlainSegmenter(found_arch, found_classes)
+        model = UPerNet(facts.arch, facts.num_classes, facts.head_width, fixed_pool)
     load_state(model, state, str(path))
     model.eval()
     return model
@@ -116,6 +131,47 @@ def network_input(rgb: np.ndarray, resize: int, square: bool = False) -> np.ndar
     """
     scaled = crops.resize_square(rgb, resize) if square else crops.resize_short_side(rgb, resize)
     return crops.normalise(scaled)[None]
+
+
+def _facts_of(
+    state: State, path: Path, arch: str | None, num_classes: int | None
+) -> SegmenterFacts:
+    trunk, needs_upernet = _parsed_arch(arch)
+    found_arch = arch_of(state, path)
+    if trunk is not None:
+        _check_arch(found_arch, trunk, path)
+    is_upernet = _UPERNET_KEY in state
+    key = _UPERNET_KEY if is_upernet else _PLAIN_KEY
+    if key not in state:
+        raise UserError(
+            f"{path}: expected a fine-tuned segmenter, but neither {_UPERNET_KEY} nor {_PLAIN_KEY} "
+            "is in it; give the checkpoint that train_4.sh makes"
+        )
+    if needs_upernet and not is_upernet:
+        raise UserError(
+            f"{path}: its head is a 1x1 convolution, but {arch} was asked for; pass -a {trunk}"
+        )
+    found_classes = _rows(state, key) - 1
+    if num_classes is not None and found_classes != num_classes:
+        raise UserError(
+            f"{path}: its head has {found_classes} classes, but {num_classes} were asked for; "
+            f"pass --num-classes {found_classes} or another checkpoint"
+        )
+    width = int(state[key].shape[1]) if is_upernet else None
+    return SegmenterFacts(found_arch, found_classes, width)
+
+
+def _parsed_arch(arch: str | None) -> tuple[str | None, bool]:
+    """(trunk or None, whether a UPerNet head was asked for) of ``-a``."""
+    if arch is None:
+        return None, False
+    for trunk in ("resnet50", "resnet18"):
+        if arch in (trunk, f"resnet_uppernet{trunk[6:]}", f"resnet_upernet{trunk[6:]}"):
+            return trunk, arch != trunk
+    raise UserError(
+        f"unknown architecture {arch!r}: expected resnet50, resnet18, resnet_uppernet50 or "
+        "resnet_uppernet18"
+    )
 
 
 def _check_arch(found: str, wanted: str, path: Path) -> None:

@@ -9,6 +9,7 @@ it looks at masks of the validation split only.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from core import distributed, log
 from core.data.folders import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
 from core.errors import UserError
-from core.files import atomic_write, read_json, sha256_of, write_json
-from core.labels import save_label
+from core.files import read_json, sha256_of, write_json
+from core.labels import png_of_label
+from core.log import named
 from core.threshold_curve import hundredths
-from core.worklist import Worklist, is_whole_label, named
+from core.worklist import Worklist
 from uss import products
 from uss.config import Config
 from uss.config import PseudoLabels as Settings
@@ -203,8 +205,8 @@ def _sweep(
     settings = {**labeller.settings, "masks": _fingerprint(source)}
     work = Worklist(run.pseudo_labels("validation"), settings, suffix=ARCHIVE_SUFFIX)
 
-    def label(item: ImageItem, path: Path) -> None:
-        _save_levels(path, labeller.label(item, masks))
+    def label(item: ImageItem) -> bytes:
+        return _level_archive(labeller.label(item, masks))
 
     work.run(items, label, f"{STAGE} validation")
     distributed.barrier()
@@ -244,10 +246,10 @@ def _label_train(
     settings = {**labeller.settings, "masks": _fingerprint(source), "threshold": threshold}
     work = Worklist(run.pseudo_labels("train"), settings)
 
-    def label(item: ImageItem, path: Path) -> None:
-        save_label(path, labeller.label(item, masks).at(threshold))
+    def label(item: ImageItem) -> bytes:
+        return png_of_label(labeller.label(item, masks).at(threshold))
 
-    work.run(items, label, f"{STAGE} train", is_whole_label)
+    work.run(items, label, f"{STAGE} train")
     distributed.barrier()
     if distributed.is_main():
         done = _finished(work, items, "train")
@@ -259,19 +261,9 @@ def _fingerprint(source: MaskSource | None) -> Any:
 
 
 def _finished(work: Worklist, items: list[ImageItem], split: str) -> list[ImageItem]:
-    """The items that have a result; those without are named, and it is an error if none has.
-
-    Called after a barrier; the tasks of a SLURM array have none, so there every item must be
-    finished.
-    """
+    """The items that have a result; those without are named, and it is an error if none has."""
     pending = {item.key for item in work.pending(items)}
     done = [item for item in items if item.key not in pending]
-    in_array = distributed.world_size() == 1 and len(distributed.share(items)) < len(items)
-    if in_array and pending:
-        raise UserError(
-            f"{len(pending)} images of {split} are not labelled yet ({named(sorted(pending))}); "
-            "when all tasks of the array have ended, run the same command once outside an array"
-        )
     if pending:
         log.warn(STAGE, f"{len(pending)} images of {split} have no label: {named(sorted(pending))}")
     if not done:
@@ -279,12 +271,13 @@ def _finished(work: Worklist, items: list[ImageItem], split: str) -> list[ImageI
     return done
 
 
-def _save_levels(path: Path, levelled: LevelledLabel) -> None:
-    """Keep a label with its level in hundredths, rounded down: all that a sweep in hundredths
+def _level_archive(levelled: LevelledLabel) -> bytes:
+    """A .npz of a label with its level in hundredths, rounded down: all that a sweep in hundredths
     needs.
     """
     steps = np.searchsorted(_HUNDREDTHS, levelled.level, side="right") - 1
-    with atomic_write(path) as file:
-        np.savez_compressed(
-            file, label=levelled.label.astype(np.uint16), hundredths=steps.astype(np.uint8)
-        )
+    file = io.BytesIO()
+    np.savez_compressed(
+        file, label=levelled.label.astype(np.uint16), hundredths=steps.astype(np.uint8)
+    )
+    return file.getvalue()

@@ -13,17 +13,19 @@ from __future__ import annotations
 import argparse
 import stat
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from core import log
 from core.data.folders import ImageItem, class_names, list_images, split_folder
+from core.data.images import image_size
 from core.errors import UserError, main_guard
 from core.files import atomic_write
 from core.labels import load_label, png_of_label
 from core.matching import apply_match, identity_match, match_text, read_match
-from core.worklist import named
 from uss.submission_check import MATCH_NAME, METHOD_NAME, check_zip, inspect_zip
 
 __all__ = ["Method", "add_method_arguments", "build_zip", "check_zip", "main", "method_from"]
@@ -88,7 +90,7 @@ def build_zip(
     match: dict[int, int] | None,
     method: Method,
     matched: bool = False,
-    allow_missing: bool = False,
+    substitutes: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write the archive, atomically; the same input gives the same bytes.
 
@@ -99,28 +101,29 @@ def build_zip(
         match: {prediction id: class id}; None leaves ``match.json`` out (then not ``matched``).
         method: content of ``method.txt``.
         matched: apply ``match`` to the pixels, instead of leaving that to ``match.json``.
-        allow_missing: leave out images without prediction, with a warning.
+        substitutes: key -> PNG, as it goes into the archive, for images without prediction.
 
     Raises:
         UserError: predictions are missing (the first ones are named) or hold ids unknown to
             ``match``.
     """
     folder = Path(prediction_dir)
-    missing = [item.key for item in items if not (folder / f"{item.key}.png").is_file()]
-    if missing and not (allow_missing and len(missing) < len(items)):
+    substitutes = substitutes or {}
+    keys = sorted(item.key for item in items)
+    missing = [key for key in keys if key not in substitutes and not _path(folder, key).is_file()]
+    if missing:
         raise UserError(
             f"no archive was made: {len(missing)} of {len(items)} predictions are missing in "
-            f"{folder}: {named(missing)}; finish them first"
+            f"{folder}: {log.named(missing)}; finish them first"
         )
-    if missing:
-        log.warn(STAGE, f"{len(missing)} images are left out of {zip_path}: {named(missing)}")
-    absent = set(missing)
-    keys = sorted(item.key for item in items if item.key not in absent)
     listed = identity_match(len(match) - 1) if matched and match else match
     with atomic_write(zip_path, sync=True) as file, zipfile.ZipFile(file, "w") as archive:
         for key in log.progress(keys, STAGE):
-            path = folder / f"{key}.png"
-            data = _matched_png(path, match) if matched and match else path.read_bytes()
+            path = _path(folder, key)
+            if key in substitutes:
+                data = substitutes[key]
+            else:
+                data = _matched_png(path, match) if matched and match else path.read_bytes()
             # PNG data is deflated already.
             _write(archive, f"{key}.png", data, zipfile.ZIP_STORED)
         if listed is not None:
@@ -136,6 +139,19 @@ def describe_ids(match: dict[int, int] | None) -> str:
     if all(label == class_id for label, class_id in match.items()):
         return "ids inside are class ids (match.json maps each to itself)"
     return "ids inside are cluster ids; match.json turns them into class ids"
+
+
+def empty_prediction(image: Path) -> bytes:
+    """PNG of background alone, of the image's size; of one pixel where that cannot be told."""
+    try:
+        size_hw = image_size(image)
+    except UserError:
+        size_hw = (1, 1)
+    return png_of_label(np.zeros(size_hw, np.uint8))
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"{key}.png"
 
 
 def _matched_png(path: Path, match: dict[int, int]) -> bytes:
@@ -166,7 +182,8 @@ def build_parser() -> argparse.ArgumentParser:
     build.add_argument("predictions", type=Path, help="folder of <key>.png")
     build.add_argument("archive", type=Path)
     build.add_argument("--match-file", type=Path, required=True, help="cluster to class")
-    build.add_argument("--allow-missing", action="store_true", help="leave out missing images")
+    missing = "fill missing predictions with background, and say so in method.txt"
+    build.add_argument("--allow-missing", action="store_true", help=missing)
     add_method_arguments(build)
     build.add_argument("--network", default=Method.network, help="networks")
     for command in (check, build):
@@ -189,23 +206,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     num_classes = args.num_classes or len(class_names(args.data_path, args.mode))
     if args.command == "build":
-        build_zip(
-            args.predictions,
-            list_images(split_folder(args.data_path, args.mode)),
-            args.archive,
-            read_match(args.match_file, num_classes),
-            method_from(args, args.network),
-            matched=args.matched,
-            allow_missing=args.allow_missing,
-        )
-        return 0
+        return _build(args, num_classes)
+    return _check(args, num_classes)
+
+
+def _build(args: argparse.Namespace, num_classes: int) -> int:
+    items = list_images(split_folder(args.data_path, args.mode))
+    method = method_from(args, args.network)
+    substitutes = {}
+    if args.allow_missing:
+        missing = [item for item in items if not _path(args.predictions, item.key).is_file()]
+        substitutes = {item.key: empty_prediction(item.path) for item in missing}
+    if substitutes:
+        note = f"{len(substitutes)} of {len(items)} predictions are empty ones"
+        log.warn(STAGE, f"{note}: {log.named(list(substitutes))}")
+        method = replace(method, description=f"{method.description} ({note})")
+    match = read_match(args.match_file, num_classes)
+    build_zip(args.predictions, items, args.archive, match, method, args.matched, substitutes)
+    return 0
+
+
+def _check(args: argparse.Namespace, num_classes: int) -> int:
     expected = "matched" if args.matched else "unmatched" if args.unmatched else None
     report = inspect_zip(args.archive, args.data_path, args.mode, num_classes, expected)
     if report.match is not None and not report.problems:
-        ids = describe_ids(report.match)
-        print(f"{args.archive}: {report.images} predictions, no problems; {ids}")
+        print(f"{args.archive}: {report.summary()}")
+        print(f"no problems; {describe_ids(report.match)}")
         return 0
-    print(f"{args.archive}: {len(report.problems)} problems")
+    print(f"{args.archive}: {report.summary()}; {len(report.problems)} problems")
     for problem in report.problems[:_SHOWN_PROBLEMS]:
         print(f"  {problem}")
     if len(report.problems) > _SHOWN_PROBLEMS:

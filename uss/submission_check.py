@@ -20,6 +20,7 @@ from PIL import Image
 from core import log
 from core.data.folders import ImageItem, list_images, split_folder
 from core.data.images import BROKEN, image_size
+from core.errors import UserError
 from core.labels import decode
 from core.matching import identity_match, parse_match
 
@@ -37,19 +38,34 @@ _BROKEN_ZIP = (
     NotImplementedError,
 )
 _MAX_TEXT = 1 << 20
+_UNKNOWN_PIXELS = 1 << 24  # of a prediction whose image is broken
 _PNG_OVERHEAD = 1 << 16  # metadata and zlib's growth on noise, beyond the raw pixels
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_RGB = 2
+_HAS_DESCRIPTOR = 0x8
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass
 class ZipReport:
-    """``problems`` as lines of text, ``match`` when it is valid, number of good ``images``."""
+    """``problems`` as lines of text, ``match`` when it is valid, and counts."""
 
     problems: list[str] = field(default_factory=list)
     match: dict[int, int] | None = None
-    images: int = 0
+    expected: int = 0  # images that must be there
+    images: int = 0  # good ones
+    archive_bytes: int = 0
+    image_bytes: int = 0  # of the good ones
+    largest_hw: tuple[int, int] = (0, 0)
+
+    def summary(self) -> str:
+        """Sizes and counts in words."""
+        height, width = self.largest_hw
+        mean = self.image_bytes / max(self.images, 1)
+        return (
+            f"{self.archive_bytes / 2**20:.1f} MiB, {self.images} of {self.expected} images good, "
+            f"{mean / 1024:.1f} KiB each, the largest {height} x {width} (height x width)"
+        )
 
 
 def check_zip(
@@ -75,13 +91,15 @@ def inspect_zip(
         UserError: the data set itself cannot be read.
     """
     items = {f"{item.key}.png": item for item in list_images(split_folder(data, split))}
-    report = ZipReport()
+    report = ZipReport(expected=len(items))
     try:
+        report.archive_bytes = Path(zip_path).stat().st_size
         archive = zipfile.ZipFile(zip_path)
     except _BROKEN_ZIP as error:
         report.problems.append(f"the archive cannot be read: {error}")
         return report
     with archive:
+        report.problems += _layout_problems(archive)
         entries = _index(archive, items, report.problems)
         _check_match(archive, entries, num_classes, ids, report)
         _check_method(archive, entries, report.problems)
@@ -109,6 +127,27 @@ def _index(
         else:
             problems.append(f"{name!r}: does not belong here{_advice(name, items)}")
     return entries
+
+
+def _layout_problems(archive: zipfile.ZipFile) -> list[str]:
+    """What Python forgives and other readers do not."""
+    problems = []
+    entries = archive.infolist()
+    # zipfile has added to each offset what stands before the archive proper.
+    before = min((info.header_offset for info in entries), default=0)
+    if before:
+        problems.append(f"{before} bytes stand before the first entry")
+    streamed = [
+        info.filename
+        for info in entries
+        if info.compress_type == zipfile.ZIP_STORED and info.flag_bits & _HAS_DESCRIPTOR
+    ]
+    if streamed:
+        problems.append(
+            f"{streamed[0]!r}: is stored with its size behind it, which Java's reader refuses "
+            f"({len(streamed)} such entries)"
+        )
+    return problems
 
 
 def _name_problem(info: zipfile.ZipInfo) -> str:
@@ -205,24 +244,41 @@ def _check_images(
         if name not in entries:
             report.problems.append(f"{name}: missing")
             continue
-        size_hw = image_size(item.path)
-        limit = size_hw[0] * (3 * size_hw[1] + 1) + _PNG_OVERHEAD
+        size_hw = _size_of(item)
+        pixels = _UNKNOWN_PIXELS if size_hw is None else size_hw[0] * (size_hw[1] + 1)
         try:
-            _check_label(_read(archive, entries[name], limit), size_hw, num_classes)
+            content = _read(archive, entries[name], 3 * pixels + _PNG_OVERHEAD)
+            found_hw = _check_label(content, size_hw, num_classes)
         except (*_BROKEN_ZIP, *BROKEN) as error:
             report.problems.append(f"{name}: {error}")
         else:
             report.images += 1
+            report.image_bytes += len(content)
+            report.largest_hw = max(report.largest_hw, found_hw, key=lambda hw: hw[0] * hw[1])
 
 
-def _check_label(content: bytes, size_hw: tuple[int, int], num_classes: int) -> None:
-    """Raise an error that says why ``content`` is no label map of this size and class count."""
+def _size_of(item: ImageItem) -> tuple[int, int] | None:
+    """(height, width) of the image; None where it is broken."""
+    try:
+        return image_size(item.path)
+    except UserError:
+        return None
+
+
+def _check_label(
+    content: bytes, size_hw: tuple[int, int] | None, num_classes: int
+) -> tuple[int, int]:
+    """Raise an error that says why ``content`` is no label map of this size (None: of any size that
+    is plausible) and class count; returns its size.
+    """
     if content[:8] != _PNG_SIGNATURE or content[12:16] != b"IHDR" or len(content) < 33:
         raise ValueError("is not a PNG")
     width, height, depth, kind = struct.unpack(">IIBB", content[16:26])
     if (depth, kind) != (8, _PNG_RGB):
         raise ValueError("is not an RGB PNG with 8 bits a channel")
-    if (height, width) != size_hw:
+    if size_hw is None and height * width > _UNKNOWN_PIXELS:
+        raise ValueError(f"is {height}x{width}, which is not plausible")
+    if size_hw is not None and (height, width) != size_hw:
         raise ValueError(
             f"is {height}x{width} but its image is {size_hw[0]}x{size_hw[1]} (height x width)"
         )
@@ -230,3 +286,4 @@ def _check_label(content: bytes, size_hw: tuple[int, int], num_classes: int) -> 
         ids = decode(np.asarray(image))
     if ids.max() > num_classes:
         raise ValueError(f"holds id {int(ids.max())} but ids go from 0 to {num_classes}")
+    return height, width

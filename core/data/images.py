@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,22 +34,24 @@ BROKEN = (
     OverflowError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 _WHITE = (255, 255, 255, 255)
+MAX_PIXELS = 90_000_000  # of an image: 270 MB when decoded
+# Images are measured here, by a limit that the user can raise, and not by Pillow as well.
+Image.MAX_IMAGE_PIXELS = None
 
 
-def load_rgb(path: Path) -> np.ndarray:
+def load_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """uint8 RGB (H, W, 3) of an image file, on its stored pixel grid.
 
     Gray is repeated, 16-bit gray divided by 257 (rounded), CMYK (Adobe's inverted form included)
     and palettes converted, transparency laid over white; of an animation the first frame counts.
 
     Raises:
-        UserError: missing, unreadable, truncated or absurdly large file; names the file and the
-            reason.
+        UserError: missing, unreadable or truncated file, or one of more than ``max_pixels``, which
+            is told from its header; names the file and the reason.
     """
-    with opened(path, "image") as image:
+    with opened(path, "image", max_pixels) as image:
         return _to_rgb(image)
 
 
@@ -58,12 +61,12 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: missing or unreadable file.
     """
-    with opened(path, "image") as image:
+    with opened(path, "image", sys.maxsize) as image:
         return image.height, image.width
 
 
 @contextlib.contextmanager
-def opened(path: Path, what: str) -> Iterator[Image.Image]:
+def opened(path: Path, what: str, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The file as a Pillow image; pixels are decoded on use, inside the block.
 
     Raises:
@@ -72,6 +75,11 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise UserError(
+                    f"{what} {path} has {image.width} x {image.height} pixels, more than "
+                    f"{max_pixels}; make it smaller or raise --max-pixels"
+                )
             yield image
     except UserError:
         raise

@@ -48,6 +48,7 @@ class QuarterMasks:
         self.fingerprint: dict[str, Any] = {"masks": "quarters"}
         self.generated: list[tuple[int, int]] = []
         self.prompted: list[np.ndarray] = []
+        self.encoding_s = 0.0
 
     def generate(self, rgb: np.ndarray) -> list[sam_masks.Record]:
         height, width = rgb.shape[:2]

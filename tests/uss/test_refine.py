@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from core.errors import UserError
 from uss import refine
+from uss.config import Refine
 
 
 def box(y0: int, y1: int, x0: int, x1: int, size: tuple[int, int] = (4, 4)) -> np.ndarray:
@@ -134,3 +137,95 @@ def test_every_pixel_has_the_majority_of_the_last_mask_over_it(
         covering = [mask for mask in masks if mask[y, x]]
         expected = np.bincount(prediction[covering[-1]]).argmax() if covering else prediction[y, x]
         assert refined[y, x] == expected
+
+
+def test_a_mask_without_agreement_does_not_vote() -> None:
+    halves = box(0, 4, 0, 4)
+    prediction = np.repeat([[1], [1], [2], [3]], 4, axis=1)
+    np.testing.assert_array_equal(refine.vote_refine(prediction, [halves]), 1)
+    kept = refine.vote_refine(prediction, [halves], min_agreement=0.51)
+    np.testing.assert_array_equal(kept, prediction)
+    np.testing.assert_array_equal(refine.vote_refine(prediction, [halves], min_agreement=0.5), 1)
+
+
+def test_confidence_counts_probabilities_not_pixels() -> None:
+    """Class 1 wins more pixels, by a hair; class 2 wins fewer, by far."""
+    logits = np.zeros((3, 4, 4))
+    logits[1, :, :3] = 0.1
+    logits[2, :, 3] = 9.0
+    prediction = logits.argmax(0)
+    counted = refine.vote_refine(prediction, [box(0, 4, 0, 4)])
+    np.testing.assert_array_equal(counted, 1)
+    ballot = refine.confidence_ballot(logits)
+    label, mean = ballot(box(0, 4, 0, 4))
+    by_hand = np.exp(logits) / np.exp(logits).sum(0)
+    assert label == 2
+    np.testing.assert_allclose(mean, by_hand[2].mean(), rtol=1e-6)
+
+
+@given(seed=st.integers(0, 999), height=st.integers(1, 40), width=st.integers(1, 40))
+def test_confidence_is_the_mean_of_the_interpolated_softmax(
+    seed: int, height: int, width: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(4, 5, 7))
+    mask = rng.random((height, width)) < 0.5
+    mask[0, 0] = True
+    softmax = np.exp(logits) / np.exp(logits).sum(0)
+    full = [cv2.resize(channel, (width, height)) for channel in softmax]
+    means = np.array([channel[mask].mean() for channel in full])
+    label, mean = refine.confidence_ballot(logits)(mask)
+    np.testing.assert_allclose(mean, means.max(), rtol=1e-5)
+    np.testing.assert_allclose(means[label], means.max(), rtol=1e-5)
+
+
+def test_a_region_without_a_mask_of_its_own_stays() -> None:
+    """The large mask erases both regions; one of them has a mask that nearly is it."""
+    prediction = np.zeros((8, 8), np.int32)
+    prediction[1:3, 1:3] = 1
+    prediction[5:7, 5:7] = 1
+    everything, own = box(0, 8, 0, 8, (8, 8)), box(1, 3, 1, 4, (8, 8))
+    background = box(0, 8, 0, 8, (8, 8))
+    erased = refine.vote_refine(prediction, [everything])
+    assert not erased.any()
+    kept = refine.vote_refine(prediction, [background, own], keep_regions=0.5)
+    np.testing.assert_array_equal(kept[5:7, 5:7], 1)
+    np.testing.assert_array_equal(kept[1:3, 1:4], 1)  # by its mask, whose third column is added
+    assert kept.sum() == 4 + 6
+
+
+def test_diagonal_pixels_are_one_region_and_labels_are_not() -> None:
+    prediction = np.array([[1, 0, 2], [0, 1, 2], [0, 0, 0]])
+    regions = refine.Regions(prediction)
+    regions.meet(prediction == 1)
+    np.testing.assert_array_equal(regions.unmet(0.9), prediction == 2)
+    regions.meet(prediction == 2)
+    assert not regions.unmet(1.0).any()
+
+
+def test_a_prompted_mask_of_the_whole_image_is_refused() -> None:
+    prediction = np.zeros((4, 4), np.int32)
+    logits = np.zeros((2, 2, 2))
+    for share, rule in ((0.5, "prompt"), (0.49, "background")):
+        refined = refine.refine(
+            prediction,
+            no_masks,
+            logits,
+            lambda points, signs: box(0, 2, 0, 4),
+            Refine(max_prompted=share),
+        )
+        assert refined.rule == rule and refined.label.any() == (rule == "prompt")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Refine(vote="loud"),
+        Refine(min_agreement=50),
+        Refine(keep_regions=-1),
+        Refine(max_prompted=9),
+    ],
+)
+def test_settings_that_cannot_work_are_named(settings: Refine) -> None:
+    with pytest.raises(UserError, match="refine\\."):
+        refine.check(settings)

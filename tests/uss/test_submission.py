@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 import stat
 import struct
+import subprocess
 import zipfile
 import zlib
 
@@ -16,6 +18,7 @@ from core.data.folders import list_images
 from core.errors import UserError
 from core.labels import load_label, png_of_label, save_label
 from core.matching import match_text, read_match
+from tests.conftest import ROOT
 from uss.submission import Method, build_zip, check_zip, main
 
 CLASSES = 3
@@ -100,9 +103,25 @@ def test_missing_predictions_make_no_archive(predictions, items, tmp_path, data,
     with pytest.raises(UserError, match="1 of 3 predictions are missing .* n01/b"):
         build_zip(predictions, items, path, MATCH, Method())
     assert not path.exists()
-    build_zip(predictions, items, path, MATCH, Method(), allow_missing=True)
-    assert "n01/b" in capsys.readouterr().err
-    assert check_zip(path, data, "test", CLASSES) == ["n01/b.png: missing"]
+
+
+def test_missing_predictions_can_be_filled(predictions, items, tmp_path, data, capsys):
+    (predictions / "n01" / "b.png").unlink()
+    (data / "test" / "n02" / "c.JPEG").write_bytes(b"broken")
+    (predictions / "n02" / "c.png").unlink()
+    path, match = tmp_path / "result.zip", tmp_path / "match.json"
+    match.write_text(match_text(MATCH))
+    where = ["--data_path", str(data), "--mode", "test", "-c", "3", "--match-file", str(match)]
+    build = ["build", str(predictions), str(path), *where]
+    assert main(build) == 2 and not path.exists()
+    assert main([*build, "--allow-missing"]) == 0
+    assert "2 of 3 predictions are empty ones: n01/b, n02/c" in capsys.readouterr().err
+    assert check_zip(path, data, "test", CLASSES) == []
+    with zipfile.ZipFile(path) as file:
+        assert "2 of 3 predictions are empty ones" in file.read("method.txt").decode()
+        for name, size in (("n01/b.png", (21, 10)), ("n02/c.png", (1, 1))):
+            image = Image.open(io.BytesIO(file.read(name)))
+            assert image.size == size and not np.asarray(image).any()
 
 
 def test_unknown_ids_make_no_archive(predictions, items, tmp_path):
@@ -277,6 +296,59 @@ def test_flipped_bytes_never_raise(archive, data):
         check_zip(archive, data, "test", CLASSES)
 
 
+def test_what_other_readers_refuse_is_named(archive, data):
+    whole = archive.read_bytes()
+    archive.write_bytes(b"#!/bin/sh\n" + whole)
+    assert check_zip(archive, data, "test", CLASSES) == ["10 bytes stand before the first entry"]
+    with zipfile.ZipFile(io.BytesIO(whole)) as file:
+        entries = {name: file.read(name) for name in file.namelist()}
+
+    class Stream(io.RawIOBase):
+        """Cannot seek, so that sizes are written behind the entries."""
+
+        def __init__(self):
+            self.parts = []
+
+        def writable(self):
+            return True
+
+        def write(self, content):
+            self.parts.append(bytes(content))
+            return len(content)
+
+    stream = Stream()
+    with zipfile.ZipFile(stream, "w") as file:
+        for name, content in entries.items():
+            file.writestr(name, content)
+    archive.write_bytes(b"".join(stream.parts))
+    (problem,) = check_zip(archive, data, "test", CLASSES)
+    assert "Java's reader refuses (5 such entries)" in problem
+
+
+@pytest.mark.parametrize("reader", ["unzip", "java"])
+def test_other_readers_accept_the_archive(tmp_path, reader):
+    if shutil.which(reader) is None:
+        pytest.skip(f"{reader} is not installed")
+    names = ("été/Ä b", "n01/猫", "n 02/plain")
+    for name in names:
+        path = tmp_path / "data" / "test" / f"{name}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 10)).save(path)
+        save_label(tmp_path / "out" / f"{name}.png", np.ones((10, 20), np.int32))
+    items = list_images(tmp_path / "data" / "test")
+    build_zip(tmp_path / "out", items, tmp_path / "r.zip", {0: 0, 1: 1}, Method())
+    assert check_zip(tmp_path / "r.zip", tmp_path / "data", "test", 1) == []
+    java = str(ROOT / "tests" / "java" / "ReadZip.java")
+    command = {"unzip": ["unzip", "-t"], "java": ["java", java]}[reader]
+    done = subprocess.run(
+        [*command, str(tmp_path / "r.zip")], capture_output=True, text=True, check=False
+    )
+    if reader == "java" and "compiler" in done.stderr:
+        pytest.skip("this Java cannot compile")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("No errors detected" if reader == "unzip" else "5 5") in done.stdout
+
+
 def test_command_line(predictions, data, tmp_path, capsys):
     match = tmp_path / "match.json"
     match.write_text(match_text(MATCH))
@@ -285,7 +357,9 @@ def test_command_line(predictions, data, tmp_path, capsys):
     build = ["build", str(predictions), str(archive), "--match-file", str(match), *where]
     assert main([*build, "--method", "mine"]) == 0
     assert main(["check", str(archive), *where, "--unmatched"]) == 0
-    assert "3 predictions, no problems; ids inside are cluster ids" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no problems; ids inside are cluster ids" in printed
+    assert "3 of 3 images good" in printed and "the largest 10 x 22" in printed
     assert main(["check", str(archive), *where, "--matched"]) == 1
     assert "1 problems" in capsys.readouterr().out
     assert main(["check", str(tmp_path / "none.zip"), *where]) == 1

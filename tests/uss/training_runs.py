@@ -119,7 +119,7 @@ def log_lines(folder: Path) -> list[dict]:
     path = folder / "log.jsonl"
     text = path.read_text() if path.is_file() else ""
     lines = [json.loads(line) for line in text.split("\n")[:-1]]
-    measured = ("time", "images_per_second", "peak_memory_mib")
+    measured = ("time", "images_per_second", "data_wait", "peak_memory_mib")
     return [{key: line[key] for key in line if key not in measured} for line in lines]
 
 
