@@ -16,7 +16,6 @@ from core.errors import UserError
 from core.files import atomic_write
 from core.sinks import SINKS, Sink
 
-
 Item = TypeVar("Item")
 
 

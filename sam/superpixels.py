@@ -13,7 +13,6 @@ from skimage.segmentation import felzenszwalb, slic
 
 from sam import masks as M
 
-
 # Images of more pixels are partitioned at a smaller size: time and memory grow with the pixels.
 _MAX_PIXELS = 2_000_000
 

@@ -47,7 +47,7 @@ def write_corpus(folder: Path) -> None:
     photo = Image.fromarray(rgb)
     photo.save(folder / "png_named.JPEG", "PNG")
     photo.convert("CMYK").save(folder / "cmyk.jpg")
-    Image.fromarray((rgb[..., 0].astype(np.uint16) * 257)).save(folder / "deep16.png")
+    Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(folder / "deep16.png")
     photo.convert("P").save(folder / "palette_alpha.png", transparency=3)
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees

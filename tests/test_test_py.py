@@ -286,19 +286,27 @@ def test_a_hung_process_is_replaced_and_the_image_is_made(tmp_path: Path, checkp
 def test_a_full_disk_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
     """The limit of a file's size stands for the end of the disk: the archive does not fit."""
     write_images(tmp_path / "data" / "test", 12, size=(240, 320))
-    arguments = " ".join(shlex.quote(part) for part in command(*job_of(tmp_path, checkpoint)))
+    job = job_of(tmp_path, checkpoint)
+    whole = call(tmp_path, *job)
+    assert whole.returncode == 0, whole.stderr
+    archive = tmp_path / "result" / "result.zip"
+    content = archive.read_bytes()
+    assert len(content) > 8192
+    archive.unlink()
+    arguments = " ".join(shlex.quote(part) for part in command(*job))
     done = subprocess.run(
-        ["bash", "-c", f"ulimit -f 8; exec {arguments}"],
+        ["bash", "-c", f"ulimit -f 4; exec {arguments}"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert "cannot write" in one_line_error(done)
-    assert not list(tmp_path.glob("result/**/.*.tmp"))
-    assert not (tmp_path / "result" / "result.zip").exists()
-    again = call(tmp_path, *job_of(tmp_path, checkpoint))
+    line = one_line_error(done)
+    assert "cannot write" in line and "File too large" in line
+    assert not list(tmp_path.glob("result/**/.*.tmp")) and not archive.exists()
+    again = call(tmp_path, *job)
     assert again.returncode == 0, again.stderr
-    nowhere = call(tmp_path, *job_of(tmp_path, checkpoint), "--dump_path", "/proc/nowhere")
+    assert archive.read_bytes() == content
+    nowhere = call(tmp_path, *job, "--dump_path", "/proc/nowhere")
     assert "cannot write results to /proc/nowhere" in one_line_error(nowhere)
