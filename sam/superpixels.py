@@ -13,8 +13,9 @@ from skimage.segmentation import felzenszwalb, slic
 
 from sam import masks as M
 
-# Images of more pixels are partitioned at a smaller size: time and memory grow with the pixels.
-_MAX_PIXELS = 2_000_000
+# Images of more pixels are partitioned at a smaller size: the number of segments grows with the
+# pixels, and each becomes a mask of the image's size.
+_MAX_PIXELS = 400_000
 
 
 class SuperpixelMaskGenerator:

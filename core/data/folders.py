@@ -138,8 +138,8 @@ def scan_folder(folder: Path) -> tuple[list[str], list[str]]:
                 if entry.name.startswith("."):
                     continue
                 if entry.name.lower().endswith(SUFFIXES):
-                    (folders if entry.is_dir() else images).append(entry.name)
-                elif entry.is_dir():
+                    (folders if _is_folder(entry) else images).append(entry.name)
+                elif _is_folder(entry):
                     folders.append(entry.name)
     except OSError as error:
         raise UserError(f"cannot list the images of {folder}: {error.strerror}") from error
@@ -149,6 +149,14 @@ def scan_folder(folder: Path) -> tuple[list[str], list[str]]:
 def stem_of(name: str) -> str:
     """The part of a file's name that names its products: up to the first dot."""
     return name.split(".", 1)[0]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """False also for a link that leads nowhere or round in a circle."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _items(folder: Path, name: str, files: list[str]) -> list[ImageItem]:
