@@ -29,8 +29,8 @@ STAGES = (
     (
         "2.3  Label with SAM",
         "#d55e00",
-        ("each SAM mask takes the", "nearest centre;", "", "background where its mean")
-        + ("attention is below", "a threshold"),
+        ("each SAM mask takes the", "nearest centre;", "", "background where its")
+        + ("mean attention is below", "a threshold"),
         "pseudo labels",
     ),
     (
@@ -60,10 +60,10 @@ def box(index: int) -> list[str]:
     parts = [
         f"<rect x='{x}' y='{_TOP}' width='{_BOX_W}' height='{_BOX_H}' rx='10' fill='#ffffff' "
         f"stroke='{colour}' stroke-width='3'/>",
-        text(middle, _TOP + 34, title, 19, f"font-weight='bold' fill='{colour}'"),
+        text(middle, _TOP + 34, title, 17, f"font-weight='bold' fill='{colour}'"),
     ]
     parts += [
-        text(middle, _TOP + 70 + 23 * row, line, 16, "fill='#222222'")
+        text(middle, _TOP + 70 + 23 * row, line, 14, "fill='#222222'")
         for row, line in enumerate(lines)
     ]
     parts.append(

@@ -1,0 +1,451 @@
+"""The documents keep their promises: commands run or are read by the real parsers, files and
+settings exist, links lead somewhere, and both READMEs say the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import pytest
+from document_commands import (
+    ROOT,
+    Command,
+    Invocation,
+    Parsed,
+    Unclassified,
+    commands,
+    documents,
+    fences,
+    invocations,
+    option_strings,
+    parsed,
+    spans,
+    stages_of,
+    without_fences,
+)
+from PIL import Image
+
+from core import config as core_config
+from core.data import synthetic
+from core.data.folders import list_images
+from core.errors import UserError
+from core.labels import save_label
+from core.matching import write_match
+from uss.__main__ import STAGES, TOOLS, config_from
+from uss.config import PRESET_NAMES, Config, preset
+
+__all__ = ["parsed"]
+
+Parse = Callable[..., Parsed]
+NAMES = [str(path.relative_to(ROOT)) for path in documents()]
+SECTIONS = [
+    each.name for each in dataclasses.fields(Config) if dataclasses.is_dataclass(each.default)
+]
+ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
+
+
+def all_commands() -> list[Command]:
+    """Those of all documents, each once."""
+    found = {
+        (each.line, tuple(sorted(each.exported.items()))): each
+        for path in documents()
+        for each in commands(path.read_text(encoding="utf-8"))
+    }
+    return list(found.values())
+
+
+# Every command is understood, and the project takes it -------------------------------------------
+
+
+@pytest.mark.parametrize("command", all_commands(), ids=str)
+def test_the_project_takes_the_command(command: Command, parsed: Parse) -> None:
+    for invocation in invocations(command):
+        check_variables(invocation.variables)
+        check_invocation(invocation, parsed)
+
+
+def check_invocation(invocation: Invocation, parsed: Parse) -> None:
+    """Files, flags, settings and targets of one call are real."""
+    program, arguments = invocation.program, list(invocation.arguments)
+    if program in ("uss", "benchmarks", "test.py"):
+        check_arguments(program, arguments, parsed)
+    elif program.endswith(".sh"):
+        assert (ROOT / program).is_file(), f"{program} does not exist"
+        stages = stages_of(program)
+        assert stages, f"{program} runs no stage"
+        name = invocation.variables.get("PRESET", "luss50")
+        for stage in stages:
+            check_arguments("uss", [stage, "--preset", name, *arguments], parsed)
+    elif program == "make":
+        phony = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert phony is not None
+        assert arguments and set(arguments) <= set(phony[1].split()), arguments
+    elif program == "conda":
+        assert arguments[:3] == ["env", "create", "-f"] and (ROOT / arguments[3]).is_file()
+    elif program == "apt-get":
+        known = text_of("CONTRIBUTING.md", "core/runtime.py", "uss/doctor_checks.py")
+        assert arguments[0] == "install"
+        for package in arguments[1:]:
+            assert package in known, f"nothing in the project asks for {package}"
+    elif program == "docs/stages.py":
+        assert (ROOT / program).is_file() and not arguments
+    else:
+        assert program in ("export", "mpirun"), program
+
+
+def check_arguments(program: str, arguments: list[str], parsed: Parse) -> None:
+    """The program's own parser reads the arguments, and its settings exist."""
+    if arguments in (["--help"], ["-h"]):
+        return
+    if arguments[-1] == "--help":
+        assert arguments[0] in (*STAGES, *TOOLS), arguments
+        return
+    options = parsed(program, arguments).options
+    assignments = getattr(options, "set", [])
+    if program == "uss" and arguments[0] in STAGES:
+        config_from(options)
+    elif assignments:
+        core_config.override(preset(options.preset or "luss50"), assignments)
+
+
+def check_variables(variables: dict[str, str]) -> None:
+    """Each variable is one that the project reads, and names a preset or launcher that exists."""
+    scripts = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("scripts/*.sh"))
+    readers = text_of(*scripts, "train_4.sh", "train_3.sh", "core/runtime.py")
+    readers += text_of("uss/doctor_checks.py")
+    for name, value in variables.items():
+        assert re.search(rf"\b{name}\b", readers), f"nothing reads {name}"
+        if name == "PRESET":
+            assert value in PRESET_NAMES
+        if name == "LAUNCH":
+            (launcher,) = invocations(Command(value))
+            assert launcher.program == "mpirun"
+
+
+def text_of(*names: str) -> str:
+    """The content of files of the project, one after another."""
+    return "\n".join((ROOT / name).read_text(encoding="utf-8") for name in names)
+
+
+# Cheap commands are executed ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """A finished run in small, and what the words of the documents mean in it."""
+
+    folder: Path
+    places: dict[str, Path]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Data, run, results, archive and photographs, made without any network."""
+    folder = tmp_path_factory.mktemp("documents")
+    sys.path.insert(0, str(ROOT / "tests" / "uss"))
+    try:
+        from report_runs import make_run
+    finally:
+        sys.path.pop(0)
+    run = make_run(folder)
+    for item in list_images(run.data / "test"):
+        with Image.open(item.path) as image:
+            label = np.ones((image.height, image.width), np.int32)
+        path = run.result / "test" / f"{item.key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_label(path, label)
+    write_match(folder / "match.json", {0: 0, 1: 1, 2: 2, 3: 3})
+    archive = folder / "result.zip"
+    build = ["build", f"{run.result / 'test'}", f"{archive}", "--mode", "test"]
+    build += ["--match-file", f"{folder / 'match.json'}", "--data_path", f"{run.data}"]
+    assert execute(["submission", *build], folder).returncode == 0
+    photos = folder / "photos"
+    photos.mkdir()
+    random = np.random.RandomState(0)
+    for index in range(12):
+        pixels = random.randint(0, 256, (80, 90, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(photos / f"{index}.jpg")
+    places = {name: run.root for name in ("RUN", "$RUN", "runs/demo", "runs/mine")}
+    places |= {"DATA": run.data, "$DATA": run.data, "PHOTOS": photos}
+    places |= {"result.zip": archive, "result/result.zip": archive}
+    places |= {name: run.result for name in ("result", "runs/mine/result")}
+    for split in ("validation", "validation_unrefined"):
+        places[f"result/{split}"] = run.result / split
+    return World(folder, places)
+
+
+def execute(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """``python -m uss`` in a folder that is not the project's."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "USS_DEVICE": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", "uss", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def is_cheap(arguments: tuple[str, ...]) -> bool:
+    """Whether ``python -m uss ARGUMENTS`` needs no network, no training and no kernel."""
+    if arguments[-1] == "--help":
+        return True
+    if arguments[0] == "doctor":
+        return "--estimate" not in arguments
+    if arguments[0] == "report":
+        return "--attention" not in arguments
+    if arguments[0] == "watch":
+        return "--serve" not in arguments
+    return arguments[0] in ("data", "evaluate", "submission")
+
+
+CHEAP = sorted(
+    {
+        invocation.arguments
+        for command in all_commands()
+        for invocation in invocations(command)
+        if invocation.program == "uss" and is_cheap(invocation.arguments)
+    }
+)
+
+
+@pytest.mark.parametrize("arguments", CHEAP, ids=shlex.join)
+def test_cheap_commands_run(arguments: tuple[str, ...], world: World, tmp_path: Path) -> None:
+    words = [str(world.places.get(word, word)) for word in arguments]
+    if arguments[:2] in (("data", "split"), ("data", "demo")):
+        words[words.index("--data") + 1] = str(tmp_path / "new")
+    if arguments[0] == "watch":
+        words.append("--once")
+    done = execute(words, tmp_path)
+    assert "Traceback" not in done.stderr
+    # The doctor's judgement of the machine that runs the tests, and of a tiny data set, is open.
+    allowed = (0, 1) if arguments[0] == "doctor" else (0,)
+    assert done.returncode in allowed, done.stdout + done.stderr
+    assert done.stdout.strip() or done.stderr.strip()
+
+
+def test_enough_commands_are_found_and_executed() -> None:
+    """Should the extraction go blind, the tests above would pass with nothing to do."""
+    lines = {command.line for command in all_commands()}
+    for wanted in ("make demo", "bash train_1.sh", "test.py", "data split", "sbatch", "doctor"):
+        assert any(wanted in line for line in lines), wanted
+    assert {words[0] for words in CHEAP} >= {"data", "evaluate", "submission", "report", "watch"}
+
+
+# The five commands, to the end -------------------------------------------------------------------
+
+_SHORT = ("masks.source=superpixels", "pretrain.epochs=1", "pixel_attention.epochs=1")
+_SHORT += ("finetune.epochs=1", "cluster.redo=1", "workers=0")
+
+
+@pytest.mark.slow
+def test_the_five_commands_run_as_written(tmp_path: Path) -> None:
+    """In one process, with little training and without SAM; else as the README has them."""
+    data = synthetic.make_dataset(tmp_path / "data", train=4, validation=1, test=1)
+    run = tmp_path / "run"
+    block = next(text for _, text in fences(ENGLISH.read_text()) if "LAUNCH=" in text)
+    short = " ".join(f"--set {setting}" for setting in _SHORT)
+    lines = []
+    for line in block.splitlines():
+        bare = line.partition(" #")[0].replace('LAUNCH="mpirun -np 8" ', "")
+        bare = bare.replace(".venv/bin/python", shlex.quote(sys.executable))
+        if bare.startswith("export DATA="):
+            bare = f"export DATA={data}"
+        elif "test.py" in bare:
+            bare += f" --run {run} --dump_path {run}/result {short}"
+        elif bare.strip():
+            bare += f" {short}"
+        lines.append(bare)
+    assert sum("train_" in line or "test.py" in line for line in lines) == 6
+    environment = {**os.environ, "PRESET": "demo", "RUN": str(run), "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(lines)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (run / "result" / "result.zip").is_file()
+
+
+# Names inside sentences --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_and_files_in_the_text_exist(name: str) -> None:
+    plain = preset("luss50")
+    for span in spans((ROOT / name).read_text(encoding="utf-8")):
+        setting = re.match(r"^(?:--set )?(\w+\.\w+|num_classes)(=\S+)?$", span)
+        if setting and setting[1].split(".")[0] in (*SECTIONS, "num_classes"):
+            if not setting[1].endswith(".py"):
+                value = plain
+                for part in setting[1].split("."):
+                    assert hasattr(value, part), f"{name}: no setting {span}"
+                    value = getattr(value, part)
+                if setting[2] and not setting[2].endswith("..."):
+                    core_config.override(plain, [setting[1] + setting[2]])
+        inside = re.match(r"^(core|models|sam|uss|scripts|docs|tests|benchmarks)/[\w./-]+$", span)
+        if inside or re.match(r"^[\w.-]+\.(sh|py|md|yaml|toml)$", span):
+            beside = (ROOT / name).parent / span
+            assert (ROOT / span).exists() or beside.exists(), f"{name}: no file {span}"
+
+
+def every_flag(parsed: Parse) -> set[str]:
+    """The flags of all programs of the project."""
+    needed = {"evaluate": ["--data", "x", "--predictions", "x"], "watch": ["x"], "report": ["x"]}
+    needed |= {"submission": ["check", "x", "--data_path", "x", "--mode", "x"]}
+    needed |= {"data": ["check", "x"], "visualize": ["x"]}
+    needed |= {"summary": ["--data", "x", "--run", "x", "--result", "x"]}
+    flags = option_strings(parsed("test.py", []).parser)
+    flags |= option_strings(parsed("benchmarks", ["sam"]).parser)
+    for command in (*STAGES, *TOOLS):
+        flags |= option_strings(parsed("uss", [command, *needed.get(command, [])]).parser)
+    return flags
+
+
+def test_flags_in_the_text_exist(parsed: Parse) -> None:
+    flags = every_flag(parsed)
+    for path in documents():
+        for span in spans(path.read_text(encoding="utf-8")):
+            if span.startswith("-"):
+                for word in span.split():
+                    if word.startswith("-"):
+                        assert word in flags, f"{path.name}: no program takes {word} ({span})"
+
+
+def test_presets_of_the_tables_are_all_presets() -> None:
+    for path in (ENGLISH, CHINESE, ROOT / "docs" / "configuration.md"):
+        text = path.read_text(encoding="utf-8")
+        rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE)
+        named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+        expected = {"luss50", "luss300", "luss919", "pass50", "pass300", "pass919"}
+        assert expected | {"small", "demo"} <= named, path.name
+
+
+# Links -------------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link may name behind ``#``."""
+    titles = re.findall(
+        r"^#+ (.+)$", without_fences(path.read_text(encoding="utf-8")), re.MULTILINE
+    )
+    kept = [re.sub(r"[^\w\- ]", "", title.replace("`", "").lower()) for title in titles]
+    return {title.strip().replace(" ", "-") for title in kept}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    path = ROOT / name
+    text = without_fences(path.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        place, _, anchor = target.partition("#")
+        file = (path.parent / place).resolve() if place else path
+        assert file.exists(), f"{name}: {target}"
+        assert file == ROOT or ROOT in file.parents, f"{name}: {target} lies outside"
+        if anchor:
+            assert anchor in anchors(file), f"{name}: {target}"
+
+
+def test_every_page_is_linked_from_both_readmes() -> None:
+    for readme in (ENGLISH, CHINESE):
+        text = readme.read_text(encoding="utf-8")
+        for page in sorted((ROOT / "docs").glob("*.md")):
+            assert f"(docs/{page.name}" in text, f"{readme.name} does not link {page.name}"
+    assert "(README.zh.md)" in ENGLISH.read_text(encoding="utf-8")
+    assert "(README.md)" in CHINESE.read_text(encoding="utf-8")
+
+
+# Two languages -----------------------------------------------------------------------------------
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    blocks, sentences = [], []
+    for readme in (ENGLISH, CHINESE):
+        text = readme.read_text(encoding="utf-8")
+        found = [command.line for command in commands(text)]
+        inline = [span for span in spans(text) if span in found]
+        blocks.append(found[: len(found) - len(inline)])
+        sentences.append(sorted(set(inline)))
+    assert blocks[0] == blocks[1]
+    assert sentences[0] == sentences[1]
+
+
+def test_both_readmes_have_the_same_figures() -> None:
+    """Every number with a decimal point or a percent sign, as often in one as in the other."""
+    figures = []
+    for readme in (ENGLISH, CHINESE):
+        text = without_fences(readme.read_text(encoding="utf-8"))
+        figures.append(sorted(re.findall(r"\d+\.\d+(?: ?%)?|\d+ ?%", text)))
+    assert figures[0] == figures[1]
+
+
+def test_the_figure_of_the_stages_is_what_its_script_draws() -> None:
+    spec = importlib.util.spec_from_file_location("stages_figure", ROOT / "docs" / "stages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.FILE.read_text(encoding="utf-8") == module.drawing()
+
+
+# The tests themselves ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```bash\nfrobnicate --all\n```\n",
+        "```bash\ngit clone somewhere\n```\n",
+        "```\nmake demo\n```\n",
+        "```sh\nmake demo\n```\n",
+        "say `python -m pip install x` now",
+        "```bash\nmpirun --surprise 3 python -m uss masks\n```\n",
+        "```bash\nsbatch --array=0-3 job.sh\n```\n",
+    ],
+)
+def test_what_is_not_understood_is_an_error(text: str) -> None:
+    with pytest.raises(Unclassified):
+        for command in commands(text):
+            invocations(command)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python -m uss pretrain --epochs 3",
+        "python -m uss pretrian --preset demo",
+        "python -m uss pretrain --preset nothing",
+        "python -m uss pretrain --set pretrain.epoch=3",
+        "bash train_1.sh --set pretrain.epochs=many",
+        "bash train_5.sh",
+        "bash train_1.sh --threshold 0.3",
+        "PRESET=luss51 bash train_1.sh",
+        "DATASET=/data bash train_1.sh",
+        "make everything",
+        ".venv/bin/python test.py --modus test",
+        'sbatch --array=0-3 --wrap="python -m uss masks --spilt train"',
+        "for n in 1 9; do bash train_$n.sh; done",
+        "conda env create -f missing.yaml",
+    ],
+)
+def test_wrong_commands_are_noticed(line: str, parsed: Parse) -> None:
+    with pytest.raises((AssertionError, SystemExit, UserError)):
+        (command,) = commands(f"```bash\n{line}\n```\n")
+        for invocation in invocations(command):
+            check_variables(invocation.variables)
+            check_invocation(invocation, parsed)
