@@ -78,7 +78,7 @@ def keep_evaluation(
 def print_scores(folder: Path, split: str) -> None:
     """Print the mIoUs that :func:`keep_evaluation` left."""
     content = read_json(evaluation_path(folder, split), "the scores of a split")
-    for name, result in content.items():
+    for name, result in sorted(content.items(), reverse=True):  # "before" first
         title = f"mIoU {name.replace('_', ' ')} ({split})"
         print(f"{title}: {100 * result['miou']:.2f}", flush=True)
 
