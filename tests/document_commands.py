@@ -28,6 +28,8 @@ _LOOP = re.compile(r"^for (\w+) in ([\w ./-]+); do (.+?);? done$")
 _ASSIGNMENT = re.compile(r"^[A-Z_]+=")
 _PROGRAMS = ("python", ".venv/bin/python", "bash", "make", "time", "mpirun", "sbatch", "conda")
 _INLINE = (*_PROGRAMS, "apt-get", "export")
+# Nothing of these is expected; should one appear inside a sentence, it is noticed.
+_STRANGE = ("pip", "npm", "git", "cd", "curl", "wget", "docker", "rm", "cp", "unzip", "srun")
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,10 @@ def is_command(span: str) -> bool:
     words = span.split()
     while words and _ASSIGNMENT.match(words[0]):
         words = words[1:]
-    if not words or len(words) == 1:
+    if len(words) < 2 or words[0].startswith("-"):
         return False
-    return words[0] in _INLINE
+    flagged = any(word.startswith("-") for word in words[1:])
+    return words[0] in _INLINE or flagged or words[0] in _STRANGE
 
 
 def _of_block(content: str) -> Iterator[Command]:
@@ -161,6 +164,8 @@ def _invocation(words: list[str], command: Command) -> Invocation:
         return _python(words[1:], variables, command)
     if words[0] == "bash":
         return Invocation(words[1], tuple(words[2:]), variables)
+    if words[0] == "test.py":  # inside a sentence
+        return _python(words, variables, command)
     if words[0] in ("make", "conda", "apt-get"):
         return Invocation(words[0], tuple(words[1:]), variables)
     raise Unclassified(f"no rule for the command {command.line!r}")
@@ -207,8 +212,11 @@ class Parsed(BaseException):
         self.options, self.parser = options, parser
 
 
+Parse = Callable[[str, list[str]], Parsed]
+
+
 @pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Parsed]:
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Parse:
     """Function of (program, arguments) that returns what the program's own parser made of them."""
     parse = argparse.ArgumentParser.parse_args
 
