@@ -26,6 +26,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def start() -> Any:
                     "jittor was imported before core.runtime.start(); import it from core.runtime"
                 )
             _jittor = _import_jittor()
+            # Its kernels flush subnormal numbers to zero, which numpy remarks upon once.
+            warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)
         return _jittor
 
 
