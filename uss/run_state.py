@@ -59,6 +59,15 @@ class StageState:
     """"host pid" of each process that is at an image."""
 
 
+def noted_data(run: RunFolder) -> Path | None:
+    """The data set that the run's own predictions were made of; None where none is noted."""
+    for path in sorted(run.root.glob(f"predictions/*/{LEDGER_FOLDER}/*/{SETTINGS_FILE}")):
+        named = _json(path).get("data")
+        if isinstance(named, str) and Path(named).is_dir():
+            return Path(named)
+    return None
+
+
 class RunState:
     """Reads a run again and again; what was read is not read twice.
 
@@ -222,12 +231,8 @@ class RunState:
 
     def _find_data(self) -> None:
         """Take the data set that the predictions note, unless one was given."""
-        pattern = f"predictions/*/{LEDGER_FOLDER}/*/{SETTINGS_FILE}"
-        for path in self.run.root.glob(pattern) if self._data is None else ():
-            named = _json(path).get("data")
-            if isinstance(named, str) and Path(named).is_dir():
-                self._data = Path(named)
-                return
+        if self._data is None:
+            self._data = noted_data(self.run)
 
     def _count(self, split: str) -> int | None:
         """Images of a split, by the data set or by what the clustering noted; None: not known."""

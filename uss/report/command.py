@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m uss report", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, help="run folder of train_1..4.sh and test.py")
-    add("--data", type=Path, help=f"data set folder (RUN/data, or {DEFAULT_DATA})")
+    add("--data", type=Path, help=f"data set folder (what the run notes, or {DEFAULT_DATA})")
     result = "dump_path of test.py (RUN/result or ./result, where it is of this run)"
     add("--result", type=Path, help=result)
     add("--mode", help="split whose label maps are shown (validation where there is one)")

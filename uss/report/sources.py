@@ -13,6 +13,7 @@ from core.files import read_json, sha256_of
 from core.ledger import LEDGER_FOLDER, SETTINGS_FILE
 from uss.deliver import ORIGIN
 from uss.paths import CHECKPOINT, CONFIG, RunFolder
+from uss.run_state import noted_data
 
 STAGE = "report"
 DEFAULT_DATA = Path("/data/ImageNetS50")
@@ -79,7 +80,7 @@ def find(request: Request) -> Sources:
         sha256_of(checkpoint) if checkpoint.is_file() else None,
     )
     given = request.data.absolute() if request.data else None
-    found.data = given or _first_folder(run.root / "data", DEFAULT_DATA)
+    found.data = given or _first_folder(run.root / "data", noted_data(run), DEFAULT_DATA)
     _find_labels(found, request)
     if found.after is not None and found.images is None:
         where = f"{found.data}/{found.split}" if found.data else "no data folder was found"
@@ -187,8 +188,8 @@ def _is_own(result: Path, checkpoint_sha256: str | None) -> bool:
     return checkpoint_sha256 is None or not stated or checkpoint_sha256 in stated
 
 
-def _first_folder(*folders: Path) -> Path | None:
-    return next((folder for folder in folders if folder.is_dir()), None)
+def _first_folder(*folders: Path | None) -> Path | None:
+    return next((folder for folder in folders if folder is not None and folder.is_dir()), None)
 
 
 def _note(found: Sources, text: str) -> None:
