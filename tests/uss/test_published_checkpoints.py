@@ -19,7 +19,7 @@ from models.upernet import UPerNet
 from uss import finetune, pixel_attention, pseudo_labels
 from uss.config import Heads, preset
 from uss.distance_matching import TrunkFeatures
-from uss.networks import load_pixel_attention, load_segmenter
+from uss.networks import load_pixel_attention, load_segmenter, segmenter_facts
 
 HEADS = Heads(hidden_mlp=16, feat_dim=8, prototypes=6)
 CONFIG = replace(preset("pass50"), heads=HEADS, num_classes=2)
@@ -134,7 +134,8 @@ def test_pixel_attention(tmp_path: Path, writer: Callable[[Path, State], Path]) 
 def test_finetuned(tmp_path: Path, writer: Callable[[Path, State], Path]) -> None:
     state = random_state(PlainSegmenter("resnet18", 2), 2)
     path = writer(tmp_path / "pass50_finetuning.pth.tar", state)
-    model = load_segmenter(path, "resnet18", 2)
+    assert segmenter_facts(path, "resnet18", 2).name == "ResNet18-1x1 convolution"
+    model = load_segmenter(path)
     assert isinstance(model, PlainSegmenter)
     assert_holds(model, state)
 
