@@ -201,7 +201,11 @@ class Claims:
             last = os.fstat(handle).st_mtime
         finally:
             os.close(handle)
-        return file_system_time(self.folder) - last > self.timeout_s
+        try:
+            return file_system_time(self.folder) - last > self.timeout_s
+        except FileNotFoundError:
+            # Just released: it was the last claim, and its owner has removed the folder.
+            return False
 
     def _clear_abandoned(self) -> None:
         """Remove what dead processes left in the folder: drafts, and claims of finished keys."""

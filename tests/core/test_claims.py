@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -121,6 +122,24 @@ def test_racing_processes_do_each_key_once(tmp_path: Path) -> None:
         assert [racer.wait(timeout=120) for racer in racers] == [0] * 4
     assert [(tmp_path / f"{key}.log").read_text() for key in range(count)] == ["done\n"] * count
     assert not (tmp_path / "claims").exists()
+
+
+def test_the_folder_may_vanish_while_a_claim_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner releases the last claim and removes the folder before the time is asked."""
+    folder = tmp_path / "claims"
+    forge(folder, "a", OTHER, age_s=0)
+
+    def vanished(path: Path) -> float:
+        shutil.rmtree(path)
+        raise FileNotFoundError(path)
+
+    with Claims(folder, LONG_S) as claims:
+        with monkeypatch.context() as patch:
+            patch.setattr("core.claims.file_system_time", vanished)
+            assert not claims.claim("a")
+        assert claims.claim("a")
 
 
 def test_a_killed_owner_is_succeeded_at_once_by_one(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_without_validation_masks_the_threshold_must_be_given(
 ) -> None:
     write_photographs(tmp_path / "data", "train", 2)
     write_photographs(tmp_path / "data", "validation", 2)
-    with pytest.raises(UserError, match="pseudo_labels.threshold"):
+    with pytest.raises(UserError, match="train_3.sh --threshold"):
         pseudo_labels.run(CONFIG, tmp_path / "data", run_folder)
 
 
