@@ -8,7 +8,6 @@ checkpoint that it is for, because the ids of another checkpoint mean other clas
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from core import log
@@ -107,7 +106,7 @@ def disclosed(method: Method, segmenter: Path, run: RunFolder, match_split: str 
     """``method`` with a note of what ground-truth masks decided on the way to these labels."""
     own = segmenter.is_relative_to(run.root)  # a published one: this run's threshold is not its
     chosen = chosen_by_masks(run.threshold if own else None, match_split)
-    return replace(method, description=f"{method.description} ({chosen})") if chosen else method
+    return method.with_notes(chosen) if chosen else method
 
 
 def kept_match(
@@ -151,7 +150,7 @@ def pack(
     tolerated = set()
     if match is None:
         log.warn(STAGE, f"{_CLUSTER_IDS}; {archive} has no {MATCH}")
-        method = replace(method, description=f"{method.description} ({_CLUSTER_IDS})")
+        method = method.with_notes(_CLUSTER_IDS)
         tolerated.add(f"{MATCH}: missing")
     items = list_images(split_folder(data, split))
     build_zip(labels, items, archive, match, method, substitutes=substitutes)

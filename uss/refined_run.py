@@ -207,29 +207,25 @@ class _Archive:
     def finish(self, refiner: Any) -> None:
         """Return when the archive is there, made here or by another process."""
         job, inputs = self._job, self._inputs()
+        waiting = False
         with self._work.claims() as claims:
             while not self._is_current(inputs):
-                if not claims.claim(ARCHIVE):
+                if claims.claim(ARCHIVE):
+                    # The owner before may have finished just now.
+                    if not self._is_current(inputs):
+                        self._make(refiner, inputs)
+                    break
+                if not waiting:
                     log.info(STAGE, f"another process makes {job.archive}; waiting for it")
-                    while not claims.claim(ARCHIVE):
-                        time.sleep(_WAIT_S)
-                    # Perhaps it did not finish: look again, as the owner.
-                if not self._is_current(inputs):
-                    # Left over from another mode or settings, it could be taken for this run's.
-                    job.archive.unlink(missing_ok=True)
-                    self._make(refiner)
-                    record = {
-                        "inputs": inputs,
-                        "mode": job.mode,
-                        "images": len(self._outcome.items),
-                        "sha256": sha256_of(job.archive),
-                    }
-                    write_json(job.dump_path / RECORD, record)
+                waiting = True
+                time.sleep(_WAIT_S)
         if deliver.has_masks(job.data_path, job.mode):
             deliver.print_scores(job.dump_path, job.mode)
 
-    def _make(self, refiner: Any) -> None:
+    def _make(self, refiner: Any, inputs: str) -> None:
         job, outcome = self._job, self._outcome
+        # Left over from another mode or settings, it could be taken for this run's.
+        job.archive.unlink(missing_ok=True)
         match, match_split = self._match()
         method = deliver.disclosed(self._method(), job.pretrained, job.run, match_split)
         filled = {item.key: _fill(item, refiner) for item in self._missing()}
@@ -240,9 +236,16 @@ class _Archive:
             job.archive,
             match,
             self._facts.num_classes,
-            _with_notes(method, _notes(filled, len(outcome.items), outcome.stale)),
+            method.with_notes(*_notes(filled, len(outcome.items), outcome.stale)),
             {key: content for key, (content, _) in filled.items()},
         )
+        record = {
+            "inputs": inputs,
+            "mode": job.mode,
+            "images": len(outcome.items),
+            "sha256": sha256_of(job.archive),
+        }
+        write_json(job.dump_path / RECORD, record)
 
     def _missing(self) -> list[ImageItem]:
         return [item for item in self._outcome.items if item.key in self._outcome.failed]
@@ -327,7 +330,7 @@ class _Archive:
             return method
         if method.method == Method.method:
             method = replace(method, method=method.method.replace("SAM", "superpixel"))
-        return _with_notes(method, [f"masks: {masks.source}, not SAM"])
+        return method.with_notes(f"masks: {masks.source}, not SAM")
 
 
 class _Summary:
@@ -383,8 +386,3 @@ def _notes(filled: dict[str, tuple[bytes, str]], images: int, stale: int) -> lis
     for note in notes:
         log.warn(STAGE, note)
     return notes
-
-
-def _with_notes(method: Method, notes: Sequence[str]) -> Method:
-    description = method.description + "".join(f" ({note})" for note in notes)
-    return replace(method, description=description)

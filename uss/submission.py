@@ -48,6 +48,10 @@ class Method:
     link: str = "none"
     description: str = "none"
 
+    def with_notes(self, *notes: str) -> Method:
+        """The same with each note in brackets behind the description."""
+        return replace(self, description=self.description + "".join(f" ({n})" for n in notes))
+
     def text(self) -> str:
         """Content of the file, with the labels of the reference's own ``method.txt``."""
         lines = {
@@ -220,7 +224,7 @@ def _build(args: argparse.Namespace, num_classes: int) -> int:
     if substitutes:
         note = f"{len(substitutes)} of {len(items)} predictions are empty ones"
         log.warn(STAGE, f"{note}: {log.named(list(substitutes))}")
-        method = replace(method, description=f"{method.description} ({note})")
+        method = method.with_notes(note)
     match = read_match(args.match_file, num_classes)
     build_zip(args.predictions, items, args.archive, match, method, args.matched, substitutes)
     return 0

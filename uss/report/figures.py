@@ -209,22 +209,8 @@ def frequency_chart(content: Content) -> Chart:
 
 def seconds_chart(seconds: dict[str, float], images: int) -> Chart:
     """Mean time an image by part of refinement."""
-    figure = go.Figure(
-        go.Bar(
-            orientation="h",
-            y=list(seconds),
-            x=list(seconds.values()),
-            text=[f"{value:.3f} s" for value in seconds.values()],
-            textposition="outside",
-            cliponaxis=False,
-            marker={"color": BEFORE},
-            hovertemplate="%{y}: %{x:.3f} s<extra></extra>",
-        )
-    )
-    top = max(seconds.values(), default=1.0)
-    figure.update_xaxes(title_text="seconds an image", range=[0, 1.2 * top or 1])
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    _finish(figure, 90 + _PART_ROW_PX * len(seconds))
+    texts = [f"{value:.3f} s" for value in seconds.values()]
+    figure = _rows(seconds, texts, "seconds an image", "%{x:.3f} s")
     alt = f"{sum(seconds.values()):.3f} s an image, the mean of {images} images"
     return Chart("seconds", "Time by part of refinement", alt, figure, alt)
 
@@ -260,24 +246,33 @@ def masks_chart(counts: Sequence[int], shares: Sequence[float]) -> Chart:
 def times_chart(times: dict[str, float]) -> Chart:
     """Wall-clock time of the stages."""
     minutes = {name: value / 60 for name, value in times.items()}
+    texts = [duration(value) for value in times.values()]
+    figure = _rows(
+        {plain(name): m for name, m in minutes.items()}, texts, "minutes", "%{x:.2f} min"
+    )
+    alt = f"{duration(sum(times.values()))} in all"
+    return Chart("times", "Time by stage", alt, figure, alt)
+
+
+def _rows(values: dict[str, float], texts: list[str], title: str, hover: str) -> go.Figure:
+    """A row with a bar for each value, its text behind it."""
     figure = go.Figure(
         go.Bar(
             orientation="h",
-            y=[plain(name) for name in minutes],
-            x=list(minutes.values()),
-            text=[duration(value) for value in times.values()],
+            y=list(values),
+            x=list(values.values()),
+            text=texts,
             textposition="outside",
             cliponaxis=False,
             marker={"color": BEFORE},
-            hovertemplate="%{y}: %{x:.2f} min<extra></extra>",
+            hovertemplate=f"%{{y}}: {hover}<extra></extra>",
         )
     )
-    top = max(minutes.values(), default=1.0)
-    figure.update_xaxes(title_text="minutes", range=[0, 1.2 * top or 1])
+    top = max(values.values(), default=1.0)
+    figure.update_xaxes(title_text=title, range=[0, 1.2 * top or 1])
     figure.update_yaxes(autorange="reversed", automargin=True)
-    _finish(figure, 90 + _PART_ROW_PX * len(minutes))
-    alt = f"{duration(sum(times.values()))} in all"
-    return Chart("times", "Time by stage", alt, figure, alt)
+    _finish(figure, 90 + _PART_ROW_PX * len(values))
+    return figure
 
 
 def charts(content: Content) -> dict[str, list[Chart]]:
