@@ -55,6 +55,20 @@ def caltech4() -> Path:
     return CALTECH4
 
 
+@pytest.fixture(scope="session")
+def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet18 segmenter of two classes, plain head, random weights."""
+    from core.checkpoint import model_state, save_checkpoint
+    from core.runtime import jt
+    from models.pass_net import PlainSegmenter
+
+    jt.sync_all()  # what other tests still have to draw must not draw from this seed
+    jt.set_global_seed(3)
+    model = PlainSegmenter("resnet18", 2)
+    folder = tmp_path_factory.mktemp("plain")
+    return save_checkpoint(folder, {"state_dict": model_state(model)})
+
+
 def golden_values(
     arrays: dict[str, np.ndarray], key: str, got: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

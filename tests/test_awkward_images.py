@@ -76,18 +76,17 @@ def write_corpus(folder: Path, large: bool) -> None:
     (folder / "notes.txt").write_text("ignored")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet18 segmenter of two classes with random weights."""
-    from core.checkpoint import model_state, save_checkpoint
-    from models.pass_net import PlainSegmenter
-
-    state = model_state(PlainSegmenter("resnet18", 2))
-    return save_checkpoint(tmp_path_factory.mktemp("segmenter"), {"state_dict": state})
-
-
-def call(cwd: Path, checkpoint: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    where = ["--data_path", "data", "--mode", "test", "--pretrained", checkpoint, "--run", "run"]
+def call(cwd: Path, plain_checkpoint: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    where = [
+        "--data_path",
+        "data",
+        "--mode",
+        "test",
+        "--pretrained",
+        plain_checkpoint,
+        "--run",
+        "run",
+    ]
     small = ["--masks", "superpixels", "--set", "predict.resize=64"]
     command = [sys.executable, ROOT / "test.py", *where, *small, *arguments]
     return subprocess.run(
@@ -96,12 +95,12 @@ def call(cwd: Path, checkpoint: Path, *arguments: object) -> subprocess.Complete
 
 
 @pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_everything_awkward(tmp_path: Path, checkpoint: Path, large: bool) -> None:
+def test_everything_awkward(tmp_path: Path, plain_checkpoint: Path, large: bool) -> None:
     photos = tmp_path / "data" / "test" / "photos"
     write_corpus(photos, large)
     good = {**GOOD, **(LARGE if large else {})}
     images = len(good) + len(BROKEN)
-    first = call(tmp_path, checkpoint)
+    first = call(tmp_path, plain_checkpoint)
     assert first.returncode == 2 and "Traceback" not in first.stderr, first.stderr
     errors = [line for line in first.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "failed_test.json" in errors[0]
@@ -114,7 +113,7 @@ def test_everything_awkward(tmp_path: Path, checkpoint: Path, large: bool) -> No
         assert load_label(label).shape == size_hw, name
     assert not (tmp_path / "result" / "result.zip").exists()
 
-    second = call(tmp_path, checkpoint, "--allow-missing", "--image-timeout", 600)
+    second = call(tmp_path, plain_checkpoint, "--allow-missing", "--image-timeout", 600)
     assert second.returncode == 0, second.stderr
     said = f"6 of {images} predictions are empty ones"
     assert said in second.stderr
@@ -124,13 +123,13 @@ def test_everything_awkward(tmp_path: Path, checkpoint: Path, large: bool) -> No
 
 
 def test_two_images_of_one_stem_are_an_error_before_any_work(
-    tmp_path: Path, checkpoint: Path
+    tmp_path: Path, plain_checkpoint: Path
 ) -> None:
     photos = tmp_path / "data" / "test" / "photos"
     photos.mkdir(parents=True)
     for name in ("a.jpg", "a.second.png"):
         Image.new("RGB", (9, 9)).save(photos / name)
-    done = call(tmp_path, checkpoint)
+    done = call(tmp_path, plain_checkpoint)
     assert done.returncode == 2
     assert "a.jpg and a.second.png, both of which would write a.png" in done.stderr
     assert not (tmp_path / "result").exists()

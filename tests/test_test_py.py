@@ -52,18 +52,6 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (48, 64)) -> 
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(path)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet18 segmenter of two classes with random weights."""
-    from core.checkpoint import model_state, save_checkpoint
-    from core.runtime import jt
-    from models.pass_net import PlainSegmenter
-
-    jt.set_global_seed(9)
-    state = model_state(PlainSegmenter("resnet18", 2))
-    return save_checkpoint(tmp_path_factory.mktemp("segmenter"), {"state_dict": state})
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Validation images with masks, and test images."""
@@ -76,8 +64,8 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_validation_then_test(tmp_path: Path, data: Path, checkpoint: Path) -> None:
-    where = ["--data_path", "data", "--pretrained", checkpoint, "--run", tmp_path / "run"]
+def test_validation_then_test(tmp_path: Path, data: Path, plain_checkpoint: Path) -> None:
+    where = ["--data_path", "data", "--pretrained", plain_checkpoint, "--run", tmp_path / "run"]
     first = call(tmp_path, "--mode", "validation", "-a", "resnet18", "-c", 2, *where)
     assert first.returncode == 0, first.stderr
     with zipfile.ZipFile(tmp_path / "result" / "result.zip") as archive:
@@ -94,10 +82,12 @@ def test_validation_then_test(tmp_path: Path, data: Path, checkpoint: Path) -> N
     assert load_label(tmp_path / "result" / "test" / "n0" / "image2.png").shape == (48, 64)
 
 
-def test_missing_things_are_named(tmp_path: Path, data: Path, checkpoint: Path) -> None:
-    missing = call(tmp_path, "--data_path", "nowhere", "--pretrained", checkpoint, "--run", "run")
+def test_missing_things_are_named(tmp_path: Path, data: Path, plain_checkpoint: Path) -> None:
+    missing = call(
+        tmp_path, "--data_path", "nowhere", "--pretrained", plain_checkpoint, "--run", "run"
+    )
     assert "nowhere" in one_line_error(missing)
-    split = call(tmp_path, "--data_path", "data", "--pretrained", checkpoint, "--run", "run")
+    split = call(tmp_path, "--data_path", "data", "--pretrained", plain_checkpoint, "--run", "run")
     line = one_line_error(split)
     assert "'testB'" in line and "validation" in line
     segmenter = call(tmp_path, "--data_path", "data", "--run", "run")
@@ -105,7 +95,7 @@ def test_missing_things_are_named(tmp_path: Path, data: Path, checkpoint: Path) 
     assert not (tmp_path / "result").exists()
 
 
-def test_help_and_wrong_settings(tmp_path: Path, data: Path, checkpoint: Path) -> None:
+def test_help_and_wrong_settings(tmp_path: Path, data: Path, plain_checkpoint: Path) -> None:
     flags = (
         "--mode --dump_path --data_path --match_file --pretrained --pretrained_sam --arch "
         "--num-classes --max_res --method --train_data --train_scheme --link --description --run "
@@ -114,17 +104,26 @@ def test_help_and_wrong_settings(tmp_path: Path, data: Path, checkpoint: Path) -
     )
     text = call(tmp_path, "--help").stdout
     assert all(flag in text for flag in flags.split())
-    where = ["--data_path", "data", "--mode", "test", "--pretrained", checkpoint, "--run", "run"]
+    where = [
+        "--data_path",
+        "data",
+        "--mode",
+        "test",
+        "--pretrained",
+        plain_checkpoint,
+        "--run",
+        "run",
+    ]
     assert "3 were asked for" in one_line_error(call(tmp_path, "-c", 3, *where))
     assert "predict.rezise" in one_line_error(call(tmp_path, "--set", "predict.rezise=9", *where))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_keeps_its_images_and_goes_on(
-    tmp_path: Path, checkpoint: Path, number: signal.Signals
+    tmp_path: Path, plain_checkpoint: Path, number: signal.Signals
 ) -> None:
     write_images(tmp_path / "data" / "test", 40, size=(120, 160))
-    where = ["--data_path", "data", "--mode", "test", "--pretrained", checkpoint]
+    where = ["--data_path", "data", "--mode", "test", "--pretrained", plain_checkpoint]
     where += ["--run", tmp_path / "run"]
     folder = tmp_path / "result" / "test"
     process = subprocess.Popen(
@@ -153,9 +152,9 @@ def test_a_stopped_run_keeps_its_images_and_goes_on(
 # Killed, hung, several at once ------------------------------------------------------------------
 
 
-def job_of(tmp_path: Path, checkpoint: Path, result: str = "result") -> list[object]:
+def job_of(tmp_path: Path, plain_checkpoint: Path, result: str = "result") -> list[object]:
     """Arguments for the test split of ``tmp_path/data``."""
-    where = ["--data_path", "data", "--mode", "test", "--pretrained", checkpoint]
+    where = ["--data_path", "data", "--mode", "test", "--pretrained", plain_checkpoint]
     return [*where, "--run", tmp_path / f"run_{result}", "--dump_path", result]
 
 
@@ -194,13 +193,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(tmp_path: Path, checkpoint: Path, kills: int) -> None:
+def test_killed_at_random_moments(tmp_path: Path, plain_checkpoint: Path, kills: int) -> None:
     write_images(tmp_path / "data" / "test", 40, size=(120, 160))
-    quiet = call(tmp_path, *job_of(tmp_path, checkpoint, "quiet"))
+    quiet = call(tmp_path, *job_of(tmp_path, plain_checkpoint, "quiet"))
     assert quiet.returncode == 0, quiet.stderr
     rng = random.Random(kills)
     killed, moments = 0, []
-    arguments = job_of(tmp_path, checkpoint)
+    arguments = job_of(tmp_path, plain_checkpoint)
     while killed < kills:
         process = start(tmp_path, *arguments)
         begun = len(computed(tmp_path / "result"))
@@ -233,11 +232,11 @@ def test_killed_at_random_moments(tmp_path: Path, checkpoint: Path, kills: int) 
 
 
 @pytest.mark.parametrize("how", ["by hand", "array", "mpirun"])
-def test_several_at_once_share_the_images(tmp_path: Path, checkpoint: Path, how: str) -> None:
+def test_several_at_once_share_the_images(tmp_path: Path, plain_checkpoint: Path, how: str) -> None:
     if how == "mpirun" and shutil.which("mpirun") is None:
         pytest.skip("mpirun is not installed")
     write_images(tmp_path / "data" / "test", 40, size=(120, 160))
-    arguments = job_of(tmp_path, checkpoint)
+    arguments = job_of(tmp_path, plain_checkpoint)
     if how == "mpirun":
         flags = ["--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-np", "2"]
         done = subprocess.run(
@@ -264,15 +263,17 @@ def test_several_at_once_share_the_images(tmp_path: Path, checkpoint: Path, how:
     assert len(once) == 40 and set(once.values()) == {1}
     assert said.count("predictions in") == 1, "the archive is made once"
     assert not (tmp_path / "result" / "test" / ".ledger" / "claims").exists()
-    quiet = call(tmp_path, *job_of(tmp_path, checkpoint, "quiet"))
+    quiet = call(tmp_path, *job_of(tmp_path, plain_checkpoint, "quiet"))
     assert quiet.returncode == 0, quiet.stderr
     whole = (tmp_path / "quiet" / "result.zip").read_bytes()
     assert (tmp_path / "result" / "result.zip").read_bytes() == whole
 
 
-def test_a_hung_process_is_replaced_and_the_image_is_made(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_hung_process_is_replaced_and_the_image_is_made(
+    tmp_path: Path, plain_checkpoint: Path
+) -> None:
     write_images(tmp_path / "data" / "test", 12, size=(120, 160))
-    process = start(tmp_path, *job_of(tmp_path, checkpoint), "--image-timeout", 2)
+    process = start(tmp_path, *job_of(tmp_path, plain_checkpoint), "--image-timeout", 2)
     wait_for(lambda: len(computed(tmp_path / "result")) >= 2)
     child = child_of(process)
     assert child is not None
@@ -283,10 +284,10 @@ def test_a_hung_process_is_replaced_and_the_image_is_made(tmp_path: Path, checkp
     assert set(computed(tmp_path / "result").values()) == {1}
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_full_disk_is_one_line(tmp_path: Path, plain_checkpoint: Path) -> None:
     """The limit of a file's size stands for the end of the disk: the archive does not fit."""
     write_images(tmp_path / "data" / "test", 12, size=(240, 320))
-    job = job_of(tmp_path, checkpoint)
+    job = job_of(tmp_path, plain_checkpoint)
     whole = call(tmp_path, *job)
     assert whole.returncode == 0, whole.stderr
     archive = tmp_path / "result" / "result.zip"

@@ -19,16 +19,3 @@ def attention_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = PixelAttentionNet("resnet18", hidden_mlp=8, feat_dim=4, prototypes=6)
     folder = tmp_path_factory.mktemp("attention")
     return save_checkpoint(folder, {"state_dict": model_state(model)})
-
-
-@pytest.fixture(scope="session")
-def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet18 segmenter of two classes, plain head, random weights."""
-    from core.checkpoint import model_state, save_checkpoint
-    from core.runtime import jt
-    from models.pass_net import PlainSegmenter
-
-    jt.set_global_seed(3)
-    model = PlainSegmenter("resnet18", 2)
-    folder = tmp_path_factory.mktemp("plain")
-    return save_checkpoint(folder, {"state_dict": model_state(model)})
