@@ -13,6 +13,30 @@ from core.runtime import jt
 
 Var = Any
 
+
+class Function(jt.Function):
+    """A Jittor function that lets go of what it kept as soon as its gradient is asked for.
+
+    What Python still holds stays in memory until the step is done: a network's activations would
+    live on beside all gradients of them.
+    """
+
+    def keep(self, *values: Var) -> None:
+        """Keep ``values`` for the gradient."""
+        self._kept: tuple[Var, ...] | None = values
+
+    def kept(self) -> tuple[Var, ...]:
+        """What was kept, once.
+
+        Raises:
+            RuntimeError: a second gradient of the same result.
+        """
+        values, self._kept = self._kept, None
+        if values is None:
+            raise RuntimeError("the gradient can be taken once; compute the result again")
+        return values
+
+
 # Per channel c over n planes of `area` values: in0 x, in1 residual, in2 weight, in3 bias, in4/5
 # running mean/var; out0 y, out1 statistics (3,C): mean, what float32 lost of the mean, 1/std;
 # out2/3 new running mean/var.
@@ -147,7 +171,7 @@ def batch_norm(
     return y, function.new_mean, function.new_var
 
 
-class _BatchNorm(jt.Function):
+class _BatchNorm(Function):
     """The two kernels above as one function, differentiable in x, residual, weight and bias."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -165,28 +189,29 @@ class _BatchNorm(jt.Function):
     ) -> Var:
         # A kernel is compiled per number and kind of inputs: something of its kind stands in for
         # what is absent.
-        self.x = x
-        self.weight = running_var if weight is None else weight
+        scale = running_var if weight is None else weight
         inputs = [
             x,
             x if residual is None else residual,
-            self.weight,
+            scale,
             running_mean if bias is None else bias,
             running_mean,
             running_var,
         ]
         channels = x.shape[1]
         shapes = [x.shape, [3, channels], [channels], [channels]]
-        self.y, self.statistics, self.new_mean, self.new_var = jt.code(
+        y, statistics, self.new_mean, self.new_var = jt.code(
             shapes, ["float32"] * 4, inputs, cpu_src=_BATCH_NORM, data=self.settings
         )
-        return self.y
+        self.keep(x, y, scale, statistics)
+        return y
 
     def grad(self, dy: Var) -> tuple[Var | None, ...]:
-        channels = self.x.shape[1]
+        x, y, scale, statistics = self.kept()
+        channels = x.shape[1]
         residual, affine = self.settings["residual"], self.settings["affine"]
-        shapes = [self.x.shape, self.x.shape if residual else [1, 1, 1], [channels], [channels]]
-        inputs = [self.x, self.y, dy, self.weight, self.statistics]
+        shapes = [x.shape, x.shape if residual else [1, 1, 1], [channels], [channels]]
+        inputs = [x, y, dy, scale, statistics]
         dx, dresidual, dweight, dbias = jt.code(
             shapes, ["float32"] * 4, inputs, cpu_src=_BATCH_NORM_GRAD, data=self.settings
         )
@@ -291,20 +316,21 @@ def convolution(x: Var, weight: Var, stride: tuple[int, int], padding: tuple[int
     return _Convolution(stride, padding)(x, weight)
 
 
-class _Convolution(jt.Function):
+class _Convolution(Function):
     def __init__(self, stride: tuple[int, int], padding: tuple[int, int]) -> None:
         super().__init__()
         # Stride and padding, rows first, then no dilation.
         self.geometry = (*stride, *padding, 1, 1)
 
     def execute(self, x: Var, weight: Var) -> Var:
-        self.x, self.weight = x, weight
+        self.keep(x, weight)
         return jt.mkl_ops.mkl_conv(x, weight, *self.geometry)
 
     def grad(self, dy: Var) -> tuple[Var, Var]:
-        height, width = self.x.shape[2:]
-        rows, cols = self.weight.shape[2:]
+        x, weight = self.kept()
+        height, width = x.shape[2:]
+        rows, cols = weight.shape[2:]
         return (
-            jt.mkl_ops.mkl_conv_backward_x(self.weight, dy, height, width, *self.geometry),
-            jt.mkl_ops.mkl_conv_backward_w(self.x, dy, rows, cols, *self.geometry),
+            jt.mkl_ops.mkl_conv_backward_x(weight, dy, height, width, *self.geometry),
+            jt.mkl_ops.mkl_conv_backward_w(x, dy, rows, cols, *self.geometry),
         )

@@ -129,7 +129,7 @@ def l2_normalise(x: Var, dim: int = 1, eps: float = 1e-12) -> Var:
     return _L2Normalise(dim, eps)(x)
 
 
-class _L2Normalise(jt.Function):
+class _L2Normalise(kernels.Function):
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.dim, self.eps = dim, eps
@@ -137,12 +137,14 @@ class _L2Normalise(jt.Function):
     def execute(self, x: Var) -> Var:
         square = (x * x).sum(self.dim, keepdims=True)
         long_enough = square > self.eps * self.eps
-        self.scale = long_enough / jt.sqrt(jt.maximum(square, self.eps * self.eps))
-        self.y = x * self.scale
-        return self.y
+        scale = long_enough / jt.sqrt(jt.maximum(square, self.eps * self.eps))
+        y = x * scale
+        self.keep(scale, y)
+        return y
 
     def grad(self, dy: Var) -> Var:
-        return self.scale * (dy - self.y * (self.y * dy).sum(self.dim, keepdims=True))
+        scale, y = self.kept()
+        return scale * (dy - y * (y * dy).sum(self.dim, keepdims=True))
 
 
 def adaptive_avg_pool2d(x: Var, bins: int, fixed: bool = False) -> Var:

@@ -100,7 +100,7 @@ class LarcSGD:
             frozen: names whose value and velocity stay as they are.
         """
         names = [name for name in self.parameters if name not in frozen]
-        gradients = jt.grad(loss, [self.parameters[name] for name in names])
+        gradients = jt.grad(loss, [self.parameters[name] for name in names], retain_graph=False)
         for name, gradient in zip(names, _averaged(gradients)):
             value, velocity = self.parameters[name], self._velocity[name]
             update = self._on_gpu if jt.flags.use_cuda else self._on_cpu

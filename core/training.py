@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from core import checkpoint, distributed, log
+from core import arena, checkpoint, distributed, log
 from core.data.loader import Loader
 from core.errors import UserError
 from core.files import write_json
@@ -209,6 +209,7 @@ def train_step(
     """One iteration; returns the loss and its parts, averaged over all processes, and whether any
     process wants to save.
     """
+    arena.reserve()
     loss, parts = task.loss(batch, step)
     numbers = [loss, *parts.values(), jt.array([float(save)])]
     values = jt.concat([number.reshape(1) for number in numbers], 0).stop_grad()

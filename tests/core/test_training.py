@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from core.errors import UserError
 from core.optim import LarcSGD, cosine_lr
 from core.runtime import jt, nn
 from core.train_options import TrainOptions
+from tests.conftest import ROOT
 
 MOMENTUM, DECAY, TRUST = 0.9, 0.01, 0.001
 
@@ -318,3 +320,32 @@ def test_steps_leave_nothing_in_memory():
         training.train_step(optimizer, task, batch, step, 0.01)
         alive.append(jt.liveness_info()["lived_vars"])
     assert alive[-1] == alive[2]
+
+
+_DEEP = """
+from core import arena
+from core.layers import BatchNorm, Conv2d
+from core.optim import LarcSGD
+from core.resident import resident_mib
+from core.runtime import jt
+
+blocks = [(Conv2d(4, 4, 3, padding=1, bias=False), BatchNorm(4)) for _ in range(20)]
+optimizer = LarcSGD({str(i): conv.weight for i, (conv, _) in enumerate(blocks)}, 0.9, 0.0)
+jt.sync_all()
+arena.reserve()
+before = resident_mib()
+x = jt.zeros((4, 4, 256, 256))  # 4 MiB, as is each of the 40 maps that follow
+for conv, bn in blocks:
+    x = bn(conv(x), relu=True)
+loss = x.sum()
+del x
+optimizer.step(loss, 0.1)
+jt.sync_all()
+print(resident_mib("VmHWM") - before)
+"""
+
+
+def test_activations_are_freed_while_the_gradient_is_computed() -> None:
+    command = [sys.executable, "-c", _DEEP]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(ended.stdout) < 280  # maps alone 160, with all gradients 320
