@@ -1,5 +1,5 @@
-"""Every command of the documents: cheap ones run, the others are read by the program's own parser,
-and the files, settings, presets and targets they name exist.
+"""Every command of the documents: cheap ones run, all are read by the program's own parser, and
+the files, settings, presets and targets they name exist. The long ones run in test_document_runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from document_commands import (
     Unclassified,
     commands,
     documents,
-    fences,
     invocations,
     parsed,
     stages_of,
@@ -30,7 +29,6 @@ from document_commands import (
 from PIL import Image
 
 from core import config as core_config
-from core.data import synthetic
 from core.data.folders import list_images
 from core.errors import UserError
 from core.labels import save_label
@@ -230,44 +228,6 @@ def test_enough_commands_are_found_and_executed() -> None:
     for wanted in ("make demo", "bash train_1.sh", "test.py", "data split", "sbatch", "doctor"):
         assert any(wanted in line for line in lines), wanted
     assert {words[0] for words in CHEAP} >= {"data", "evaluate", "submission", "report", "watch"}
-
-
-# The five commands, to the end -------------------------------------------------------------------
-
-_SHORT = ("masks.source=superpixels", "pretrain.epochs=1", "pixel_attention.epochs=1")
-_SHORT += ("finetune.epochs=1", "cluster.redo=1", "workers=0")
-
-
-@pytest.mark.slow
-def test_the_five_commands_run_as_written(tmp_path: Path) -> None:
-    """In one process, with little training and without SAM; else as the README has them."""
-    data = synthetic.make_dataset(tmp_path / "data", train=4, validation=1, test=1)
-    run = tmp_path / "run"
-    block = next(text for _, text in fences(ENGLISH.read_text()) if "LAUNCH=" in text)
-    short = " ".join(f"--set {setting}" for setting in _SHORT)
-    lines = []
-    for line in block.splitlines():
-        bare = line.partition(" #")[0].replace('LAUNCH="mpirun -np 8" ', "")
-        bare = bare.replace(".venv/bin/python", shlex.quote(sys.executable))
-        if bare.startswith("export DATA="):
-            bare = f"export DATA={data}"
-        elif "test.py" in bare:
-            bare += f" --run {run} --dump_path {run}/result {short}"
-        elif bare.strip():
-            bare += f" {short}"
-        lines.append(bare)
-    assert sum("train_" in line or "test.py" in line for line in lines) == 6
-    environment = {**os.environ, "PRESET": "demo", "RUN": str(run), "PYTHON": sys.executable}
-    done = subprocess.run(
-        ["bash", "-euc", "\n".join(lines)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert (run / "result" / "result.zip").is_file()
 
 
 # The tests themselves ----------------------------------------------------------------------------
