@@ -162,7 +162,7 @@ def confusion_chart(content: Content) -> Chart:
             customdata=pixels.tolist(),
             zmin=0,
             zmax=100,
-            colorscale="Cividis",
+            colorscale="Viridis",
             texttemplate="%{z:.0f}" if len(rows) <= _NUMBERED_CLASSES else None,
             colorbar={"title": {"text": "%"}, "thickness": 14},
             hovertemplate="%{z:.1f} % of %{y} (%{customdata} pixels)<br>are %{x}<extra></extra>",
