@@ -111,14 +111,16 @@ def execute(call: Invocation, place: Place) -> None:
         if arguments[0] in _SETTABLE:
             words += ["--run", str(place.run), *_SHORT]
     elif call.program == "test.py":
-        words = [sys.executable, "test.py", *arguments, "--run", str(place.run), *_SHORT]
+        words = [sys.executable, f"{ROOT}/test.py", *arguments, "--run", str(place.run), *_SHORT]
         words += ["--data_path", str(place.data), "--dump_path", str(place.result)]
     else:
-        words = ["bash", call.program, *arguments, *_SHORT]
+        words = ["bash", f"{ROOT}/{call.program}", *arguments, *_SHORT]
     environment = {**os.environ, **call.variables, **settings, "PYTHON": sys.executable}
     environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
+    place.run.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200
+        words, cwd=place.run.parent, env=environment, capture_output=True, text=True, timeout=1200
     )
     # --check answers with its status whether anything is missing.
     allowed = (0, 1) if "--check" in arguments else (0,)

@@ -46,6 +46,7 @@ class Pretrain:
     crop_counts: tuple[int, ...] = (2, 6)
     min_scales: tuple[float, ...] = (0.14, 0.05)  # fraction of the image's area
     max_scales: tuple[float, ...] = (1.0, 0.14)
+    distortion: float = 1.0  # of colours, 0..1: a short run cannot learn to ignore all of it
     queue_length: int = 3840  # embeddings, over all ranks
     queue_start_epoch: int = 15
     freeze_prototypes_steps: int = 1001
@@ -68,6 +69,7 @@ class PixelAttention:
     crop_count: int = 2
     min_scale: float = 0.08
     max_scale: float = 1.0
+    distortion: float = 1.0  # as in pretraining
     queue_length: int = 3840
     queue_start_epoch: int = 0
     freeze_prototypes_steps: int = 0
@@ -348,17 +350,40 @@ def demo(arch: str) -> Config:
         config,
         preset="demo",
         num_classes=5,
+        # Few dimensions, two prototypes a class, sharp targets: a hundred steps are enough to leave
+        # the plateau on which all prototypes are equally likely.
+        heads=replace(config.heads, feat_dim=16, prototypes=10),
+        assignment=replace(config.assignment, epsilon=0.03),
         pretrain=replace(
-            config.pretrain, epochs=10, batch_size=16, crop_sizes=(96, 48), queue_length=128
+            config.pretrain,
+            epochs=30,
+            batch_size=16,
+            base_lr=1.0,
+            crop_sizes=(64, 32),
+            min_scales=(0.5, 0.2),
+            max_scales=(1.0, 0.5),
+            distortion=0.25,
+            queue_length=0,
+            freeze_prototypes_steps=1001,  # always: moving ones meet each other on the plateau
         ),
         pixel_attention=replace(
-            config.pixel_attention, batch_size=16, crop_size=96, queue_length=64
+            config.pixel_attention,
+            epochs=24 if arch == "resnet18" else 2,
+            batch_size=16,
+            base_lr=6.0,
+            crop_size=128 if arch == "resnet18" else 96,
+            min_scale=0.5,
+            distortion=0.25,
+            queue_length=0,
+            threshold=0.0,
         ),
-        cluster=replace(config.cluster, resize=128, crop=128),
+        cluster=replace(config.cluster, resize=192, crop=192),
         masks=replace(config.masks, points_per_side=8),
-        pseudo_labels=replace(config.pseudo_labels, resize=160),
-        finetune=replace(config.finetune, epochs=12, batch_size=8, crop_size=96),
+        # Enlarged images: the trunk has learnt on small crops, and its grid becomes finer.
+        pseudo_labels=replace(config.pseudo_labels, resize=320),
+        finetune=replace(config.finetune, epochs=12, batch_size=8, base_lr=6.0, crop_size=96),
         predict=replace(config.predict, resize=128),
+        refine=replace(config.refine, max_prompted=0.35),
     )
 
 

@@ -57,6 +57,7 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
         (settings.crop_count,),
         (settings.min_scale,),
         (settings.max_scale,),
+        settings.distortion,
     )
     model = build(config, source)
     optimizer = LarcSGD(

@@ -46,6 +46,7 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
         settings.crop_counts,
         settings.min_scales,
         settings.max_scales,
+        settings.distortion,
     )
     model = build(config)
     optimizer = LarcSGD(

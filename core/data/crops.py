@@ -104,6 +104,8 @@ class MultiCrop:
             views.
         counts: number of views of each group.
         min_scales, max_scales: area of the crop relative to the image, for each group.
+        distortion: 0..1, how far colours are changed: it scales the jitter's strengths and how
+            often a view is made gray or blurred.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class MultiCrop:
         counts: Sequence[int],
         min_scales: Sequence[float],
         max_scales: Sequence[float],
+        distortion: float = 1.0,
     ) -> None:
         lengths = {len(sizes), len(counts), len(min_scales), len(max_scales)}
         if len(lengths) != 1 or not counts or counts[0] < 2:
@@ -122,6 +125,9 @@ class MultiCrop:
         for low, high in zip(min_scales, max_scales):
             if not 0 < low <= high <= 1:
                 raise UserError(f"crop scales need 0 < min <= max <= 1, got {low}..{high}")
+        if not 0 <= distortion <= 1:
+            raise UserError(f"the distortion of the views must lie in 0..1, got {distortion}")
+        self.distortion = distortion
         self.views = [
             (size, low, high)
             for size, count, low, high in zip(sizes, counts, min_scales, max_scales)
@@ -136,7 +142,7 @@ class MultiCrop:
         for size, low, high in self.views:
             box = random_box(rgb.shape[0], rgb.shape[1], low, high, rng)
             flipped = bool(rng.random() < _FLIP)
-            view = _distort(_cut(rgb, box, size, flipped), rng)
+            view = _distort(_cut(rgb, box, size, flipped), rng, self.distortion)
             crops.append(normalise(np.asarray(view), PRETRAIN_STD))
             placements.append(Placement(*box, flipped))
         return crops, (placements[0], placements[1])
@@ -246,20 +252,23 @@ def _cut(rgb: np.ndarray, box: tuple[int, int, int, int], size: int, flipped: bo
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else crop
 
 
-def _distort(view: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _distort(view: Image.Image, rng: np.random.Generator, amount: float) -> Image.Image:
     if rng.random() < _JITTER:
-        view = _jitter(view, rng)
-    if rng.random() < _GRAYSCALE:
+        view = _jitter(view, rng, amount)
+    if rng.random() < _GRAYSCALE * amount:
         view = view.convert("L").convert("RGB")
-    if rng.random() < _BLUR:
+    if rng.random() < _BLUR * amount:
         view = view.filter(ImageFilter.GaussianBlur(float(rng.uniform(*_BLUR_RADIUS))))
     return view
 
 
-def _jitter(view: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast, saturation by factors .2..1.8, hue by up to .2 turns; random order."""
-    factors = rng.uniform(1 - _JITTER_STRENGTH, 1 + _JITTER_STRENGTH, 3)
-    turn = float(rng.uniform(-_HUE, _HUE))
+def _jitter(view: Image.Image, rng: np.random.Generator, amount: float) -> Image.Image:
+    """Brightness, contrast, saturation by factors .2..1.8, hue by up to .2 turns (all of it in
+    proportion to ``amount``); random order.
+    """
+    strength, hue = _JITTER_STRENGTH * amount, _HUE * amount
+    factors = rng.uniform(1 - strength, 1 + strength, 3)
+    turn = float(rng.uniform(-hue, hue))
     for step in rng.permutation(4):
         if step == 0:
             view = view.point(_blend_table(0, factors[0]) * 3)

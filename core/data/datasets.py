@@ -51,9 +51,10 @@ class MultiCropDataset(ImageDataset):
         counts: Sequence[int],
         min_scales: Sequence[float],
         max_scales: Sequence[float],
+        distortion: float = 1.0,
     ) -> None:
         super().__init__(items)
-        self.multi_crop = crops.MultiCrop(sizes, counts, min_scales, max_scales)
+        self.multi_crop = crops.MultiCrop(sizes, counts, min_scales, max_scales, distortion)
 
     def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """(one float32 (3, size, size) for each view in group order, gridq, gridk).

@@ -180,7 +180,7 @@ def test_multi_crop_gives_every_view_and_repeats_itself() -> None:
 
 def test_placements_say_where_the_views_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ramp in x and y tells from a view's borders which part of the image it shows."""
-    monkeypatch.setattr(crops, "_distort", lambda view, rng: view)
+    monkeypatch.setattr(crops, "_distort", lambda view, rng, amount: view)
     y, x = np.mgrid[:200, :200]
     rgb = np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8)
     crop = crops.MultiCrop((64, 32), (2, 1), (0.14, 0.05), (1.0, 0.14))
@@ -205,11 +205,27 @@ def test_distortions_come_at_their_rates() -> None:
     """
     flat = Image.new("RGB", (4, 4), (180, 90, 40))
     rng = np.random.default_rng(0)
-    results = [np.asarray(crops._distort(flat, rng))[0, 0].astype(int) for _ in range(1500)]
+    results = [np.asarray(crops._distort(flat, rng, 1.0))[0, 0].astype(int) for _ in range(1500)]
     changed = np.mean([value.tolist() != [180, 90, 40] for value in results])
     assert abs(changed - (1 - 0.2 * 0.8)) < 0.04
     gray = np.mean([np.ptp(value) == 0 for value in results])
     assert 0.17 < gray < 0.26  # .2, and what jitter clipped to black or white
+
+
+def test_a_smaller_distortion_changes_colours_less_and_none_leaves_them() -> None:
+    flat = Image.new("RGB", (4, 4), (180, 90, 40))
+
+    def change(amount: float) -> np.ndarray:
+        rng = np.random.default_rng(0)
+        views = [np.asarray(crops._distort(flat, rng, amount))[0, 0] for _ in range(400)]
+        return np.abs(np.stack(views).astype(int) - [180, 90, 40]).mean(axis=1)
+
+    # Where nothing is changed, the round trip through hue, saturation and value may be off by one.
+    assert change(0.0).max() <= 2
+    assert 0.1 * change(1.0).mean() < change(0.25).mean() < 0.4 * change(1.0).mean()
+    scales = (0.14,), (1.0,)
+    with pytest.raises(UserError, match="distortion"):
+        crops.MultiCrop((32,), (2,), *scales, distortion=1.5)
 
 
 def test_small_images_give_full_crops() -> None:
