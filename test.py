@@ -20,8 +20,9 @@ from core.data.images import MAX_PIXELS
 from core.errors import UserError, main_guard
 from core.files import read_json
 from uss.__main__ import record_time
-from uss.config import PRESETS, Config, preset
+from uss.config import Config
 from uss.paths import CHECKPOINT, CONFIG, PROJECT_ROOT, WEIGHTS, RunFolder
+from uss.presets import PRESETS, preset
 from uss.products import PUBLISHED_SEGMENTER
 from uss.refined_run import RefinedRun, run_refined
 from uss.refiner import IMAGE_TIMEOUT_S

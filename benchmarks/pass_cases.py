@@ -48,7 +48,7 @@ def finetune_batch() -> tuple[np.ndarray, np.ndarray]:
 def our_pretraining(inputs: Inputs) -> Side:
     """A step of :class:`uss.pretrain.PretrainTask` before the queue takes part."""
     from uss import pretrain
-    from uss.config import preset
+    from uss.presets import preset
 
     config = preset("luss50", "resnet18")
     model = pretrain.build(config)
@@ -63,7 +63,7 @@ def our_finetuning(inputs: Inputs) -> Side:
 
     from core.runtime import nn
     from uss import finetune
-    from uss.config import preset
+    from uss.presets import preset
 
     config = preset("luss50", "resnet50")
     model = finetune.network(config)
@@ -96,7 +96,7 @@ def torch_pretraining(inputs: Inputs) -> Side:
     import torch
 
     from benchmarks import torch_pass
-    from uss.config import preset
+    from uss.presets import preset
 
     config = preset("luss50", "resnet18")
     heads, assignment = config.heads, config.assignment
@@ -119,7 +119,7 @@ def torch_finetuning(inputs: Inputs) -> Side:
 
     from benchmarks import torch_pass
     from core.data.crops import resize_nearest
-    from uss.config import preset
+    from uss.presets import preset
 
     config = preset("luss50", "resnet50")
     settings = config.finetune

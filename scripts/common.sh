@@ -1,7 +1,7 @@
 # Sourced by train_1..4.sh: machine facts only, hyper-parameters live in uss/config.py.
 #
 #   DATA    data set in the ImageNet-S layout            (default /data/ImageNetS50)
-#   PRESET  a name that uss/config.py lists              (default luss50)
+#   PRESET  a name that uss/presets.py lists             (default luss50)
 #   RUN     run folder, products and logs                (default runs/$PRESET in the project)
 #   LAUNCH  launcher of the parallel stages              (for example "mpirun -np 8")
 #   PYTHON  interpreter                                  (default the project's .venv)

@@ -45,6 +45,7 @@ NUMPY_ONLY = {
     "uss.config",
     "uss.evaluate",
     "uss.paths",
+    "uss.presets",
     "uss.refine",
     "uss.refined_run",
     "uss.refiner",

@@ -23,7 +23,8 @@ from document_commands import (
 
 from core import config as core_config
 from uss.__main__ import STAGES, TOOLS
-from uss.config import Config, preset
+from uss.config import Config
+from uss.presets import preset
 
 __all__ = ["parsed"]
 

@@ -34,7 +34,7 @@ from core.errors import UserError
 from core.labels import save_label
 from core.matching import write_match
 from uss.__main__ import STAGES, TOOLS, config_from
-from uss.config import PRESET_NAMES, preset
+from uss.presets import PRESET_NAMES, preset
 
 __all__ = ["parsed"]
 

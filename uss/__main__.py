@@ -15,8 +15,9 @@ from core import config as core_config
 from core import distributed, log
 from core.errors import UserError, main_guard
 from core.train_options import add_train_arguments, train_options
-from uss.config import ARCHS, PRESET_NAMES, Config, preset
+from uss.config import ARCHS, Config
 from uss.paths import PROJECT_ROOT, RunFolder
+from uss.presets import PRESET_NAMES, preset
 
 # Command -> (module whose `run(config, data, run)` is the stage, help); it returns None or the exit
 # code.

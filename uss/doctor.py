@@ -19,10 +19,11 @@ from core import config as core_config
 from core import log, runtime
 from uss import doctor_checks as checks
 from uss import doctor_data, doctor_estimate, doctor_gpu
-from uss.config import PRESETS, Config, preset
+from uss.config import Config
 from uss.doctor_checks import FAIL, WARN, Check
 from uss.doctor_estimate import Counts, Row
 from uss.paths import PROJECT_ROOT
+from uss.presets import PRESETS, preset
 
 STAGE = "doctor"
 _MARKS = {"ok": "ok  ", WARN: "note", FAIL: "FAIL"}

@@ -15,8 +15,9 @@ from core import log
 from core.child import Child, ChildFailed
 from core.errors import UserError
 from core.parallel import usable_cores
-from uss.config import Config, preset
+from uss.config import Config
 from uss.doctor_measure import Step
+from uss.presets import preset
 
 STAGE = "doctor"
 SECONDS = 30.0

@@ -28,8 +28,9 @@ from core.errors import UserError
 from core.files import write_json
 from core.labels import IGNORE
 from uss import data_check
-from uss.config import ARCHS, PRESETS, preset
+from uss.config import ARCHS
 from uss.paths import PROJECT_ROOT
+from uss.presets import PRESETS, preset
 
 STAGE = "data split"
 RECORD = "split.json"

@@ -28,11 +28,12 @@ from core.labels import decode
 from core.matching import read_match
 from core.report import label_colours, overlay
 from uss import products
-from uss.config import ARCHS, PRESETS, Config, preset
+from uss.config import ARCHS, Config
 from uss.data_check import walk_images
 from uss.deliver import kept_match
 from uss.networks import load_pixel_attention, network_input
 from uss.paths import CHECKPOINT, CONFIG, PROJECT_ROOT, RunFolder
+from uss.presets import PRESETS, preset
 
 STAGE = "visualize"
 VALIDATION = "validation"

@@ -21,8 +21,9 @@ from core.optim import LarcSGD
 from core.train_options import TrainOptions
 from models import resnet
 from uss import finetune, pretrain
-from uss.config import Config, Heads, preset
+from uss.config import Config, Heads
 from uss.paths import RunFolder
+from uss.presets import preset
 
 EPOCHS = 4
 

@@ -17,9 +17,10 @@ from core.labels import IGNORE, load_label, png_of_label
 from core.worklist import Made, Worklist
 from sam.mask_store import ImageIdentity, MaskStore
 from uss import deliver
-from uss.config import Predict, Refine, preset
+from uss.config import Predict, Refine
 from uss.evaluate import evaluate
 from uss.paths import RunFolder
+from uss.presets import preset
 from uss.refiner import PARTS
 
 CLASSES = 3

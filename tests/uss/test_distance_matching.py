@@ -15,8 +15,9 @@ from core.errors import UserError
 from core.files import read_json
 from core.labels import IGNORE, load_label, save_label
 from uss import distance_matching
-from uss.config import DistanceMatching, preset
+from uss.config import DistanceMatching
 from uss.paths import RunFolder
+from uss.presets import preset
 
 CONFIG = replace(preset("luss50_r18"), num_classes=2, distance_matching=DistanceMatching(resize=64))
 

@@ -15,8 +15,8 @@ import pytest
 from core import runtime
 from uss import doctor_checks as checks
 from uss import doctor_data, doctor_gpu, weights
-from uss.config import preset
 from uss.doctor_checks import FAIL, OK, WARN
+from uss.presets import preset
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,8 +19,9 @@ from core.errors import UserError
 from core.labels import load_label
 from sam.mask_store import ImageIdentity
 from uss import image_masks
-from uss.config import Masks, preset
+from uss.config import Masks
 from uss.image_masks import ImageMasks, SamSource, SuperpixelSource, mask_source
+from uss.presets import preset
 from uss.refine import spread_points
 from uss.weights import SamWeights
 

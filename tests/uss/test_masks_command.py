@@ -22,9 +22,9 @@ from core.data.synthetic import make_dataset
 from core.errors import UserError
 from uss import masks as stage
 from uss.__main__ import main
-from uss.config import preset
 from uss.image_masks import ImageMasks
 from uss.paths import RunFolder
+from uss.presets import preset
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 12

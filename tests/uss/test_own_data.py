@@ -17,8 +17,8 @@ from core.data.folders import list_images
 from core.errors import UserError
 from core.labels import save_label
 from uss import data_check, own_data
-from uss.config import preset
 from uss.paths import RunFolder
+from uss.presets import preset
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,8 @@ import pytest
 
 from core import config as core_config
 from core.errors import UserError
-from uss.config import ARCHS, PRESETS, Config, luss50_r18, luss50_r50, preset
+from uss.config import ARCHS, Config
+from uss.presets import PRESETS, luss50_r18, luss50_r50, preset
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -12,8 +12,9 @@ from core.layers import BatchNorm
 from core.optim import LarcSGD
 from core.runtime import jt
 from uss import pretrain, train_stage
-from uss.config import Config, Heads, preset
+from uss.config import Config, Heads
 from uss.objectives import Queue
+from uss.presets import preset
 
 MOMENTUM, DECAY = 0.9, 1e-4
 RATES = {"sgd": 0.01, "larc": 0.6}

@@ -17,9 +17,10 @@ from core.errors import UserError
 from models.pass_net import PixelAttentionNet, PlainSegmenter, PretrainNet
 from models.upernet import UPerNet
 from uss import finetune, pixel_attention, pseudo_labels
-from uss.config import Heads, preset
+from uss.config import Heads
 from uss.distance_matching import TrunkFeatures
 from uss.networks import load_pixel_attention, load_segmenter, segmenter_facts
+from uss.presets import preset
 
 HEADS = Heads(hidden_mlp=16, feat_dim=8, prototypes=6)
 CONFIG = replace(preset("pass50"), heads=HEADS, num_classes=2)

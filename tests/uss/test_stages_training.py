@@ -16,8 +16,9 @@ from core.data.folders import list_images
 from core.errors import UserError
 from core.labels import save_label
 from uss import finetune, pixel_attention, pretrain
-from uss.config import Config, Heads, preset
+from uss.config import Config, Heads
 from uss.paths import RunFolder
+from uss.presets import preset
 
 CLASSES, IMAGES = ("n01", "n02"), 4  # images a class
 

@@ -14,8 +14,9 @@ from core import checkpoint
 from core.data.folders import class_names
 from core.labels import load_label
 from uss import cluster, finetune, pixel_attention, predict, pretrain, pseudo_labels
-from uss.config import Config, Heads, preset
+from uss.config import Config, Heads
 from uss.paths import RunFolder
+from uss.presets import preset
 
 ARCH = "resnet18"
 RENAMED = {"blue": "red", "red": "blue"}
