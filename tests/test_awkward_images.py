@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 from PIL import Image
 
 from core.labels import load_label
-from tests.conftest import ROOT
+from tests.calls_of_test_py import call, on_test_split
 
 # Name -> (height, width) of the label map that is expected.
 GOOD = {
@@ -76,31 +74,14 @@ def write_corpus(folder: Path, large: bool) -> None:
     (folder / "notes.txt").write_text("ignored")
 
 
-def call(cwd: Path, plain_checkpoint: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    where = [
-        "--data_path",
-        "data",
-        "--mode",
-        "test",
-        "--pretrained",
-        plain_checkpoint,
-        "--run",
-        "run",
-    ]
-    small = ["--masks", "superpixels", "--set", "predict.resize=64"]
-    command = [sys.executable, ROOT / "test.py", *where, *small, *arguments]
-    return subprocess.run(
-        list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=600, check=False
-    )
-
-
 @pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_everything_awkward(tmp_path: Path, plain_checkpoint: Path, large: bool) -> None:
     photos = tmp_path / "data" / "test" / "photos"
     write_corpus(photos, large)
     good = {**GOOD, **(LARGE if large else {})}
     images = len(good) + len(BROKEN)
-    first = call(tmp_path, plain_checkpoint)
+    job = [*on_test_split(plain_checkpoint), "--run", "run"]
+    first = call(tmp_path, *job)
     assert first.returncode == 2 and "Traceback" not in first.stderr, first.stderr
     errors = [line for line in first.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "failed_test.json" in errors[0]
@@ -113,7 +94,15 @@ def test_everything_awkward(tmp_path: Path, plain_checkpoint: Path, large: bool)
         assert load_label(label).shape == size_hw, name
     assert not (tmp_path / "result" / "result.zip").exists()
 
-    second = call(tmp_path, plain_checkpoint, "--allow-missing", "--image-timeout", 600)
+    second = call(
+        tmp_path,
+        *on_test_split(plain_checkpoint),
+        "--run",
+        "run",
+        "--allow-missing",
+        "--image-timeout",
+        600,
+    )
     assert second.returncode == 0, second.stderr
     said = f"6 of {images} predictions are empty ones"
     assert said in second.stderr
@@ -129,7 +118,7 @@ def test_two_images_of_one_stem_are_an_error_before_any_work(
     photos.mkdir(parents=True)
     for name in ("a.jpg", "a.second.png"):
         Image.new("RGB", (9, 9)).save(photos / name)
-    done = call(tmp_path, plain_checkpoint)
+    done = call(tmp_path, *on_test_split(plain_checkpoint), "--run", "run")
     assert done.returncode == 2
     assert "a.jpg and a.second.png, both of which would write a.png" in done.stderr
     assert not (tmp_path / "result").exists()

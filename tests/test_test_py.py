@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from collections import Counter
@@ -21,19 +20,7 @@ import pytest
 from PIL import Image
 
 from core.labels import load_label, save_label
-
-ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--masks", "superpixels", "--set", "predict.resize=64"]
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "test.py"), *map(str, arguments), *SMALL]
-
-
-def call(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=300, check=False
-    )
+from tests.calls_of_test_py import call, command, on_test_split
 
 
 def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
@@ -104,16 +91,7 @@ def test_help_and_wrong_settings(tmp_path: Path, data: Path, plain_checkpoint: P
     )
     text = call(tmp_path, "--help").stdout
     assert all(flag in text for flag in flags.split())
-    where = [
-        "--data_path",
-        "data",
-        "--mode",
-        "test",
-        "--pretrained",
-        plain_checkpoint,
-        "--run",
-        "run",
-    ]
+    where = [*on_test_split(plain_checkpoint), "--run", "run"]
     assert "3 were asked for" in one_line_error(call(tmp_path, "-c", 3, *where))
     assert "predict.rezise" in one_line_error(call(tmp_path, "--set", "predict.rezise=9", *where))
 
@@ -123,8 +101,7 @@ def test_a_stopped_run_keeps_its_images_and_goes_on(
     tmp_path: Path, plain_checkpoint: Path, number: signal.Signals
 ) -> None:
     write_images(tmp_path / "data" / "test", 40, size=(120, 160))
-    where = ["--data_path", "data", "--mode", "test", "--pretrained", plain_checkpoint]
-    where += ["--run", tmp_path / "run"]
+    where = [*on_test_split(plain_checkpoint), "--run", tmp_path / "run"]
     folder = tmp_path / "result" / "test"
     process = subprocess.Popen(
         command(*where), cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ
@@ -154,8 +131,8 @@ def test_a_stopped_run_keeps_its_images_and_goes_on(
 
 def job_of(tmp_path: Path, plain_checkpoint: Path, result: str = "result") -> list[object]:
     """Arguments for the test split of ``tmp_path/data``."""
-    where = ["--data_path", "data", "--mode", "test", "--pretrained", plain_checkpoint]
-    return [*where, "--run", tmp_path / f"run_{result}", "--dump_path", result]
+    run = ["--run", tmp_path / f"run_{result}", "--dump_path", result]
+    return [*on_test_split(plain_checkpoint), *run]
 
 
 def start(cwd: Path, *arguments: object, **environment: str) -> subprocess.Popen[str]:
