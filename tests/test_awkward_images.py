@@ -94,15 +94,7 @@ def test_everything_awkward(tmp_path: Path, plain_checkpoint: Path, large: bool)
         assert load_label(label).shape == size_hw, name
     assert not (tmp_path / "result" / "result.zip").exists()
 
-    second = call(
-        tmp_path,
-        *on_test_split(plain_checkpoint),
-        "--run",
-        "run",
-        "--allow-missing",
-        "--image-timeout",
-        600,
-    )
+    second = call(tmp_path, *job, "--allow-missing", "--image-timeout", 600)
     assert second.returncode == 0, second.stderr
     said = f"6 of {images} predictions are empty ones"
     assert said in second.stderr

@@ -25,12 +25,11 @@ from document_commands import (
 from core import runtime
 from core.data import synthetic
 from core.data.folders import list_images
+from uss.__main__ import STAGES
 
 _ONE_EPOCH = ("pretrain.epochs=1", "pixel_attention.epochs=1", "finetune.epochs=1")
 _SMALL = ("pretrain.batch_size=8", "masks.source=superpixels", "cluster.redo=1", "workers=0")
 _SHORT = [word for setting in _ONE_EPOCH + _SMALL for word in ("--set", setting)]
-_SETTABLE = ("pretrain", "pixel-attention", "cluster", "masks", "pseudo-labels", "finetune")
-_SETTABLE += ("predict", "distance-matching")
 _SCRIPTS = ("train_1.sh", "train_2.sh", "train_3.sh", "train_4.sh")
 # Run by other tests, or nothing but a machine's set-up.
 _ELSEWHERE = ("export", "make", "apt-get", "conda", "mpirun", "benchmarks", "docs/stages.py")
@@ -59,20 +58,20 @@ def units() -> dict[str, list[Invocation]]:
     return found
 
 
-def main_block() -> str:
-    """Name of the unit with the five commands as the README has them first."""
-    return next(name for name in units() if "train_4.sh" in name)
-
-
 def is_long(call: Invocation) -> bool:
     """Whether test_documents leaves the call to this file."""
     if call.program == "uss":
-        return call.arguments[0] in (*_SETTABLE, "visualize") and call.arguments[-1] != "--help"
+        return call.arguments[0] in (*STAGES, "visualize") and call.arguments[-1] != "--help"
     return call.program == "test.py" or call.program.endswith(".sh")
 
 
 def name_of(call: Invocation) -> str:
     return " ".join((call.program, *call.arguments))
+
+
+UNITS = units()
+# The five commands as the README has them first.
+MAIN = next(name for name in UNITS if "train_4.sh" in name)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Place:
     for name in ("train-semi", "train-semi-segmentation"):  # for distance matching
         shutil.copytree(data / name.replace("train-semi", "validation"), data / name)
     place = Place(data, folder / "run", folder / "result")
-    calls = units()[main_block()]
+    calls = UNITS[MAIN]
     assert sum(call.program in (*_SCRIPTS, "test.py") for call in calls) == 6
     for call in calls:
         execute(call, place)
@@ -104,11 +103,11 @@ def execute(call: Invocation, place: Place) -> None:
     if "--preset" in arguments and arguments[0] != "distance-matching":
         arguments[arguments.index("--preset") + 1] = "demo"
     settings = {"PRESET": "demo", "DATA": str(place.data), "RUN": str(place.run)}
-    if "LAUNCH" in call.variables and shutil.which("mpirun"):
-        settings["LAUNCH"] = "mpirun -np 2 --oversubscribe"
+    if "LAUNCH" in call.variables:  # one process where there is no launcher
+        settings["LAUNCH"] = "mpirun -np 2 --oversubscribe" if shutil.which("mpirun") else ""
     if call.program == "uss":
         words = [sys.executable, "-m", "uss", *arguments]
-        if arguments[0] in _SETTABLE:
+        if arguments[0] in STAGES:
             words += ["--run", str(place.run), *_SHORT]
     elif call.program == "test.py":
         words = [sys.executable, f"{ROOT}/test.py", *arguments, "--run", str(place.run), *_SHORT]
@@ -129,9 +128,9 @@ def execute(call: Invocation, place: Place) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in units() if name != main_block()])
+@pytest.mark.parametrize("name", [name for name in UNITS if name != MAIN])
 def test_the_commands_run_as_written(name: str, finished: Place, tmp_path: Path) -> None:
-    calls = units()[name]
+    calls = UNITS[name]
     fresh = Place(finished.data, tmp_path / "run", tmp_path / "result")
     complete = any(call.program == "train_4.sh" for call in calls)
     for call in calls:
@@ -146,7 +145,7 @@ def trains_anew(call: Invocation) -> bool:
 
 
 @pytest.mark.slow
-def test_weights_are_found(tmp_path: Path) -> None:
+def test_weights_are_found() -> None:
     if not (runtime.cache_dir() / "weights").is_dir():
         pytest.skip("no weights on this machine; python -m uss weights fetches them")
     done = subprocess.run(
@@ -157,8 +156,8 @@ def test_weights_are_found(tmp_path: Path) -> None:
 
 def test_long_commands_are_found() -> None:
     """Should the extraction go blind, the tests above would pass with nothing to do."""
-    programs = {call.program for calls in units().values() for call in calls}
+    programs = {call.program for calls in UNITS.values() for call in calls}
     assert programs >= {"train_1.sh", "train_4.sh", "test.py", "uss"}
-    names = " ".join(units())
+    names = " ".join(UNITS)
     for wanted in ("masks", "visualize", "distance-matching", "predict", "pseudo-labels"):
         assert f"uss {wanted}" in names, wanted

@@ -245,11 +245,9 @@ def masks_chart(counts: Sequence[int], shares: Sequence[float]) -> Chart:
 
 def times_chart(times: dict[str, float]) -> Chart:
     """Wall-clock time of the stages."""
-    minutes = {name: value / 60 for name, value in times.items()}
+    minutes = {plain(name): value / 60 for name, value in times.items()}
     texts = [duration(value) for value in times.values()]
-    figure = _rows(
-        {plain(name): m for name, m in minutes.items()}, texts, "minutes", "%{x:.2f} min"
-    )
+    figure = _rows(minutes, texts, "minutes", "%{x:.2f} min")
     alt = f"{duration(sum(times.values()))} in all"
     return Chart("times", "Time by stage", alt, figure, alt)
 
