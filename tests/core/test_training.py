@@ -322,18 +322,16 @@ def test_steps_leave_nothing_in_memory():
     assert alive[-1] == alive[2]
 
 
+# Jittor's own count: what the process holds also depends on how glibc's heap happens to lie.
 _DEEP = """
-from core import arena
 from core.layers import BatchNorm, Conv2d
 from core.optim import LarcSGD
-from core.resident import resident_mib
 from core.runtime import jt
 
 blocks = [(Conv2d(4, 4, 3, padding=1, bias=False), BatchNorm(4)) for _ in range(20)]
 optimizer = LarcSGD({str(i): conv.weight for i, (conv, _) in enumerate(blocks)}, 0.9, 0.0)
 jt.sync_all()
-arena.reserve()
-before = resident_mib()
+jt.flags.profile_memory_enable = 1
 x = jt.zeros((4, 4, 256, 256))  # 4 MiB, as is each of the 40 maps that follow
 for conv, bn in blocks:
     x = bn(conv(x), relu=True)
@@ -341,11 +339,11 @@ loss = x.sum()
 del x
 optimizer.step(loss, 0.1)
 jt.sync_all()
-print(resident_mib("VmHWM") - before)
+print(jt.get_max_memory_info().partition("[")[0])  # bytes alive at once
 """
 
 
 def test_activations_are_freed_while_the_gradient_is_computed() -> None:
     command = [sys.executable, "-c", _DEEP]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(ended.stdout) < 280  # maps alone 160, with all gradients 320
+    assert int(ended.stdout) >> 20 < 180  # the maps alone are 160 MiB, with all gradients 320
