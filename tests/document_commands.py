@@ -12,12 +12,14 @@ import importlib
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+
+from core.data.folders import list_images
 
 ROOT = Path(__file__).resolve().parent.parent
 # Fences whose content nobody types.
@@ -51,6 +53,28 @@ class Invocation:
     """"uss", "benchmarks", "test.py", a script such as "train_1.sh", "make", or "other"."""
     arguments: tuple[str, ...]
     variables: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the documents' words for folders and files mean where their commands are executed."""
+
+    data: Path
+    photos: Path
+    run: Path
+    result: Path
+
+    def of(self, words: Iterable[str]) -> list[str]:
+        """``words`` with the documents' names replaced."""
+        meant = {"DATA": self.data, "$DATA": self.data, "PHOTOS": self.photos}
+        meant["IMAGE..."] = list_images(self.photos)[0].path
+        meant |= {name: self.run for name in ("RUN", "$RUN", "runs/mine", "runs/demo")}
+        results = ("result", "/shared/result", "runs/mine/result", "$RUN/result")
+        meant |= {name: self.result for name in results}
+        for name in ("result.zip", "validation", "validation_unrefined"):
+            meant[f"result/{name}"] = self.result / name
+        meant["result.zip"] = self.result / "result.zip"
+        return [str(meant.get(word, word)) for word in words]
 
 
 class Unclassified(AssertionError):
@@ -199,6 +223,16 @@ def _python(words: list[str], variables: dict[str, str], command: Command) -> In
     if words[0] == "test.py" or words[0] == "docs/stages.py":
         return Invocation(words[0], tuple(words[1:]), variables)
     raise Unclassified(f"no rule for the command {command.line!r}")
+
+
+def is_cheap(arguments: tuple[str, ...]) -> bool:
+    """Whether ``python -m uss ARGUMENTS`` needs no network, no training and no kernel."""
+    if arguments[-1] == "--help":
+        return True
+    costly = {"doctor": "--estimate", "report": "--attention", "watch": "--serve"}
+    if arguments[0] in costly:
+        return costly[arguments[0]] not in arguments
+    return arguments[0] in ("data", "evaluate", "submission")
 
 
 # Parsing with the real parsers -----------------------------------------------------------------

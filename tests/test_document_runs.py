@@ -8,23 +8,24 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from document_commands import (
     ROOT,
     Invocation,
+    Places,
     commands,
     documents,
     fences,
     invocations,
+    is_cheap,
     spans,
 )
 
 from core import runtime
 from core.data import synthetic
-from core.data.folders import list_images
 from uss.__main__ import STAGES
 
 _ONE_EPOCH = ("pretrain.epochs=1", "pixel_attention.epochs=1", "finetune.epochs=1")
@@ -33,15 +34,6 @@ _SHORT = [word for setting in _ONE_EPOCH + _SMALL for word in ("--set", setting)
 _SCRIPTS = ("train_1.sh", "train_2.sh", "train_3.sh", "train_4.sh")
 # Run by other tests, or nothing but a machine's set-up.
 _ELSEWHERE = ("export", "make", "apt-get", "conda", "mpirun", "benchmarks", "docs/stages.py")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a unit of commands runs."""
-
-    data: Path
-    run: Path
-    result: Path
 
 
 def units() -> dict[str, list[Invocation]]:
@@ -60,8 +52,8 @@ def units() -> dict[str, list[Invocation]]:
 
 def is_long(call: Invocation) -> bool:
     """Whether test_documents leaves the call to this file."""
-    if call.program == "uss":
-        return call.arguments[0] in (*STAGES, "visualize") and call.arguments[-1] != "--help"
+    if call.program == "uss":  # weights has a test of its own below: it needs a network
+        return not is_cheap(call.arguments) and call.arguments[0] != "weights"
     return call.program == "test.py" or call.program.endswith(".sh")
 
 
@@ -75,13 +67,13 @@ MAIN = next(name for name in UNITS if "train_4.sh" in name)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Places:
     """The main block of the README, run to its end."""
     folder = tmp_path_factory.mktemp("finished")
     data = synthetic.make_dataset(folder / "data", train=4, validation=1, test=1)
     for name in ("train-semi", "train-semi-segmentation"):  # for distance matching
         shutil.copytree(data / name.replace("train-semi", "validation"), data / name)
-    place = Place(data, folder / "run", folder / "result")
+    place = Places(data, data / "test", folder / "run", folder / "result")
     calls = UNITS[MAIN]
     assert sum(call.program in (*_SCRIPTS, "test.py") for call in calls) == 6
     for call in calls:
@@ -90,16 +82,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
-def execute(call: Invocation, place: Place) -> None:
+def execute(call: Invocation, place: Places) -> None:
     """Run one call to its end, or fail with what it printed."""
-    image = str(list_images(place.data / "test")[0].path)
-    places = {"DATA": place.data, "$DATA": place.data, "PHOTOS": place.data / "test"}
-    places |= {"IMAGE...": Path(image), "result": place.result, "/shared/result": place.result}
-    places |= {name: place.run for name in ("RUN", "$RUN", "runs/mine", "runs/demo")}
-    places |= {"runs/mine/result": place.result, "$RUN/result": place.result}
-    places |= {f"result/{name}": place.result / name for name in ("result.zip", "validation")}
-    places |= {"result/validation_unrefined": place.result / "validation_unrefined"}
-    arguments = [str(places.get(word, word)) for word in call.arguments]
+    arguments = place.of(call.arguments)
     if "--preset" in arguments and arguments[0] != "distance-matching":
         arguments[arguments.index("--preset") + 1] = "demo"
     settings = {"PRESET": "demo", "DATA": str(place.data), "RUN": str(place.run)}
@@ -129,9 +114,9 @@ def execute(call: Invocation, place: Place) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in UNITS if name != MAIN])
-def test_the_commands_run_as_written(name: str, finished: Place, tmp_path: Path) -> None:
+def test_the_commands_run_as_written(name: str, finished: Places, tmp_path: Path) -> None:
     calls = UNITS[name]
-    fresh = Place(finished.data, tmp_path / "run", tmp_path / "result")
+    fresh = replace(finished, run=tmp_path / "run", result=tmp_path / "result")
     complete = any(call.program == "train_4.sh" for call in calls)
     for call in calls:
         execute(call, fresh if complete or trains_anew(call) else finished)

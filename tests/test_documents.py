@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,12 @@ from document_commands import (
     Command,
     Invocation,
     Parse,
+    Places,
     Unclassified,
     commands,
     documents,
     invocations,
+    is_cheap,
     parsed,
     stages_of,
 )
@@ -127,16 +128,8 @@ def text_of(*names: str) -> str:
 # Cheap commands are executed ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class World:
-    """A finished run in small, and what the words of the documents mean in it."""
-
-    folder: Path
-    places: dict[str, Path]
-
-
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Places:
     """Data, run, results, archive and photographs, made without any network."""
     folder = tmp_path_factory.mktemp("documents")
     sys.path.insert(0, str(ROOT / "tests" / "uss"))
@@ -152,7 +145,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_label(path, label)
     write_match(folder / "match.json", {0: 0, 1: 1, 2: 2, 3: 3})
-    archive = folder / "result.zip"
+    archive = run.result / "result.zip"
     build = ["build", f"{run.result / 'test'}", f"{archive}", "--mode", "test"]
     build += ["--match-file", f"{folder / 'match.json'}", "--data_path", f"{run.data}"]
     assert execute(["submission", *build], folder).returncode == 0
@@ -162,13 +155,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for index in range(12):
         pixels = random.randint(0, 256, (80, 90, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(photos / f"{index}.jpg")
-    places = {name: run.root for name in ("RUN", "$RUN", "runs/demo", "runs/mine")}
-    places |= {"DATA": run.data, "$DATA": run.data, "PHOTOS": photos}
-    places |= {"result.zip": archive, "result/result.zip": archive}
-    places |= {name: run.result for name in ("result", "runs/mine/result")}
-    for split in ("validation", "validation_unrefined"):
-        places[f"result/{split}"] = run.result / split
-    return World(folder, places)
+    return Places(run.data, photos, run.root, run.result)
 
 
 def execute(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -184,19 +171,6 @@ def execute(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[s
     )
 
 
-def is_cheap(arguments: tuple[str, ...]) -> bool:
-    """Whether ``python -m uss ARGUMENTS`` needs no network, no training and no kernel."""
-    if arguments[-1] == "--help":
-        return True
-    if arguments[0] == "doctor":
-        return "--estimate" not in arguments
-    if arguments[0] == "report":
-        return "--attention" not in arguments
-    if arguments[0] == "watch":
-        return "--serve" not in arguments
-    return arguments[0] in ("data", "evaluate", "submission")
-
-
 CHEAP = sorted(
     {
         invocation.arguments
@@ -208,8 +182,8 @@ CHEAP = sorted(
 
 
 @pytest.mark.parametrize("arguments", CHEAP, ids=shlex.join)
-def test_cheap_commands_run(arguments: tuple[str, ...], world: World, tmp_path: Path) -> None:
-    words = [str(world.places.get(word, word)) for word in arguments]
+def test_cheap_commands_run(arguments: tuple[str, ...], world: Places, tmp_path: Path) -> None:
+    words = world.of(arguments)
     if arguments[:2] in (("data", "split"), ("data", "demo")):
         words[words.index("--data") + 1] = str(tmp_path / "new")
     if arguments[0] == "watch":
