@@ -149,18 +149,19 @@ def _batch(stage: str, config: Config, size: int) -> Any:
         side = config.finetune.crop_size
         labels = rng.integers(0, config.num_classes + 1, (size, side, side)).astype(np.int32)
         return rng.standard_normal((size, 3, side, side), np.float32), labels
-    views = _views(stage, config)
-    crops = [rng.standard_normal((size, 3, side, side), np.float32) for side in views]
+    views = _multi_crop(stage, config).views
+    crops = [rng.standard_normal((size, 3, side, side), np.float32) for side, _, _ in views]
     grids = rng.uniform(-1, 1, (2, size, 7, 7, 2)).astype(np.float32)
     return (*crops, *grids)
 
 
-def _views(stage: str, config: Config) -> list[int]:
-    """Sides of the crops of an image, in pixels."""
+def _multi_crop(stage: str, config: Config) -> core_crops.MultiCrop:
+    """The views that a self-supervised stage makes of an image."""
+    from uss import pixel_attention, pretrain
+
     if stage == "pretrain":
-        settings = config.pretrain
-        return [s for s, n in zip(settings.crop_sizes, settings.crop_counts) for _ in range(n)]
-    return [config.pixel_attention.crop_size] * config.pixel_attention.crop_count
+        return pretrain.multi_crop(config.pretrain)
+    return pixel_attention.multi_crop(config.pixel_attention)
 
 
 def _sample_s(stage: str, config: Config) -> float:
@@ -176,8 +177,7 @@ def _sample_s(stage: str, config: Config) -> float:
         def crop(rgb: np.ndarray) -> Any:
             return joint(rgb, label, rng)
     else:
-        settings = getattr(config, stage)
-        multi = core_crops.MultiCrop(*_crop_settings(stage, settings))
+        multi = _multi_crop(stage, config)
 
         def crop(rgb: np.ndarray) -> Any:
             return multi(rgb, rng)
@@ -187,17 +187,6 @@ def _sample_s(stage: str, config: Config) -> float:
             crop(np.asarray(image.convert("RGB")))
 
     return _median_s(sample, 0.3)
-
-
-def _crop_settings(stage: str, settings: Any) -> tuple[Any, ...]:
-    if stage == "pretrain":
-        return (settings.crop_sizes, settings.crop_counts, settings.min_scales, settings.max_scales)
-    return (
-        (settings.crop_size,),
-        (settings.crop_count,),
-        (settings.min_scale,),
-        (settings.max_scale,),
-    )
 
 
 def _photo() -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core import checkpoint, training
+from core.data.crops import MultiCrop
 from core.data.datasets import MultiCropDataset
 from core.data.folders import anonymous_order, list_images, split_folder
 from core.optim import LarcSGD
@@ -14,7 +15,7 @@ from core.torch_reader import state_dict_of
 from core.train_options import USUAL_OPTIONS, TrainOptions
 from models.pass_net import PixelAttentionNet
 from uss import objectives, products, train_stage
-from uss.config import Config
+from uss.config import Config, PixelAttention
 from uss.paths import RunFolder
 
 STAGE = "pixel_attention"
@@ -51,14 +52,7 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
     previous = training.previous_run(plan)
     if training.finished(plan, previous):
         return
-    dataset = MultiCropDataset(
-        items,
-        (settings.crop_size,),
-        (settings.crop_count,),
-        (settings.min_scale,),
-        (settings.max_scale,),
-        settings.distortion,
-    )
+    dataset = MultiCropDataset(items, multi_crop(settings))
     model = build(config, source)
     optimizer = LarcSGD(
         model.trainable_parameters(),
@@ -83,6 +77,17 @@ def build(config: Config, source: Path) -> PixelAttentionNet:
         model, state_dict_of(source), str(source), missing_ok=_NEW, unexpected_ok=_UNUSED_HEADS
     )
     return model
+
+
+def multi_crop(settings: PixelAttention) -> MultiCrop:
+    """The views of an image that this step compares."""
+    return MultiCrop(
+        (settings.crop_size,),
+        (settings.crop_count,),
+        (settings.min_scale,),
+        (settings.max_scale,),
+        settings.distortion,
+    )
 
 
 class PixelAttentionTask(train_stage.PrototypeTask):

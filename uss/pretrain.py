@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core import training
+from core.data.crops import MultiCrop
 from core.data.datasets import MultiCropDataset
 from core.data.folders import anonymous_order, list_images, split_folder
 from core.errors import UserError
@@ -14,7 +15,7 @@ from core.runtime import jt
 from core.train_options import USUAL_OPTIONS, TrainOptions
 from models.pass_net import PretrainNet
 from uss import objectives, train_stage
-from uss.config import Config
+from uss.config import Config, Pretrain
 from uss.paths import RunFolder
 
 STAGE = "pretrain"
@@ -40,14 +41,7 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
     previous = training.previous_run(plan)
     if training.finished(plan, previous):
         return
-    dataset = MultiCropDataset(
-        items,
-        settings.crop_sizes,
-        settings.crop_counts,
-        settings.min_scales,
-        settings.max_scales,
-        settings.distortion,
-    )
+    dataset = MultiCropDataset(items, multi_crop(settings))
     model = build(config)
     optimizer = LarcSGD(
         train_stage.trainable(model),
@@ -65,6 +59,17 @@ def build(config: Config) -> PretrainNet:
     heads = config.heads
     return PretrainNet(
         config.arch, heads.hidden_mlp, heads.feat_dim, heads.prototypes, config.pretrain.shallow
+    )
+
+
+def multi_crop(settings: Pretrain) -> MultiCrop:
+    """The views of an image that this step compares."""
+    return MultiCrop(
+        settings.crop_sizes,
+        settings.crop_counts,
+        settings.min_scales,
+        settings.max_scales,
+        settings.distortion,
     )
 
 

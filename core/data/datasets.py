@@ -42,19 +42,11 @@ class ImageDataset:
 
 
 class MultiCropDataset(ImageDataset):
-    """Views of an image for steps 1 and 2.1; arguments as in :class:`core.data.crops.MultiCrop`."""
+    """Views of an image for steps 1 and 2.1."""
 
-    def __init__(
-        self,
-        items: Sequence[ImageItem],
-        sizes: Sequence[int],
-        counts: Sequence[int],
-        min_scales: Sequence[float],
-        max_scales: Sequence[float],
-        distortion: float = 1.0,
-    ) -> None:
+    def __init__(self, items: Sequence[ImageItem], multi_crop: crops.MultiCrop) -> None:
         super().__init__(items)
-        self.multi_crop = crops.MultiCrop(sizes, counts, min_scales, max_scales, distortion)
+        self.multi_crop = multi_crop
 
     def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """(one float32 (3, size, size) for each view in group order, gridq, gridk).

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from core import checkpoint
+from core.data.crops import MultiCrop
 from core.data.datasets import MultiCropDataset
 from core.data.folders import list_images
 from core.errors import UserError
@@ -255,7 +256,8 @@ def test_attention_refuses_settings_that_cannot_work(fields, message, data, tmp_
 
 def test_crops_may_be_larger_than_the_image(data):
     """They are cut to a part of the image and enlarged, as in the reference."""
-    dataset = MultiCropDataset(list_images(data / "train"), (128, 96), (2, 1), (0.1, 0.1), (1, 0.2))
+    crop = MultiCrop((128, 96), (2, 1), (0.1, 0.1), (1, 0.2))
+    dataset = MultiCropDataset(list_images(data / "train"), crop)
     views = dataset.get(0, np.random.default_rng(0))
     assert [view.shape for view in views[:3]] == [(3, 128, 128), (3, 128, 128), (3, 96, 96)]
 

@@ -32,7 +32,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_multi_crop_samples_stack_into_batches(photos: Path) -> None:
     items = list_images(photos / "train")
-    dataset = MultiCropDataset(items, (32, 16), (2, 2), (0.14, 0.05), (1.0, 0.14))
+    dataset = MultiCropDataset(items, crops.MultiCrop((32, 16), (2, 2), (0.14, 0.05), (1.0, 0.14)))
     (batch,) = Loader(dataset, 4, 0, 2).epoch(0)
     assert [field.shape for field in batch] == [
         (4, 3, 32, 32),
