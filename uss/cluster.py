@@ -38,8 +38,15 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
     with the same settings is left alone.
 
     Raises:
-        UserError: no pixel-attention checkpoint, or fewer images than clusters.
+        UserError: no pixel-attention checkpoint, fewer images than clusters, or crops larger than
+            what they are cut from.
     """
+    if config.cluster.crop > config.cluster.resize:
+        # It would be filled up with black, and clusters would form by the shape of images.
+        raise UserError(
+            f"cluster.crop is {config.cluster.crop}, more than cluster.resize, "
+            f"{config.cluster.resize}, to which the images' shorter side is brought"
+        )
     folder = run.cluster(config.arch)
     checkpoint = products.pixel_attention(run, config.arch)
     splits = {"train": anonymous_order(list_images(split_folder(data, "train")))}

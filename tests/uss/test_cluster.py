@@ -132,6 +132,16 @@ def test_fewer_images_than_clusters(tmp_path: Path, run_folder: RunFolder) -> No
     assert not run_folder.cluster("resnet18").exists()
 
 
+def test_a_crop_larger_than_the_resized_image_is_refused(
+    tmp_path: Path, run_folder: RunFolder
+) -> None:
+    photographs(tmp_path / "data" / "train", 4)
+    config = replace(CONFIG, cluster=replace(CONFIG.cluster, crop=41))
+    with pytest.raises(UserError, match=r"cluster\.crop is 41, more than cluster\.resize, 40"):
+        cluster.run(config, tmp_path / "data", run_folder)
+    assert not run_folder.cluster("resnet18").exists()
+
+
 def test_a_checkpoint_of_another_trunk_is_refused(tmp_path: Path, run_folder: RunFolder) -> None:
     photographs(tmp_path / "data" / "train", 4)
     (run_folder.root / "resnet18").rename(run_folder.root / "resnet50")
