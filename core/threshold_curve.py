@@ -22,6 +22,20 @@ def hundredths(first: int, last: int) -> list[float]:
     return [step / 100 for step in range(first, last + 1)]
 
 
+def require_fraction(name: str, threshold: float) -> None:
+    """Refuse a threshold in percent, which every level would fall below; and NaN, which none does.
+
+    Above 1, which no level reaches, up to 2 is allowed: some ask for no foreground on purpose.
+
+    Raises:
+        UserError: names the threshold and what was probably meant.
+    """
+    if not threshold < 2:
+        raise UserError(
+            f"{name} is a fraction, not {threshold:g}; did you mean {threshold / 100:g}?"
+        )
+
+
 @dataclass(frozen=True)
 class LevelCounts:
     """What one image adds to a curve of T thresholds; small, to be sent between processes.

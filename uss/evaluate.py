@@ -29,6 +29,7 @@ from core.threshold_curve import (
     ThresholdCurve,
     count_levels,
     hundredths,
+    require_fraction,
 )
 from uss.score_table import (
     EvaluationResult,
@@ -77,8 +78,11 @@ def evaluate(
             reads no levels.
 
     Raises:
-        UserError: a missing, broken or wrongly sized file, or an id out of range; names the file.
+        UserError: a missing, broken or wrongly sized file, or an id out of range, by its name; a
+            threshold that is no fraction.
     """
+    if threshold is not None:
+        require_fraction("the threshold", threshold)
     items = labelled_images(data, split) if items is None else items
     archives = threshold is not None and _are_archives(prediction_dir, items)
     _require_all(prediction_dir, items, archives, levels=threshold is not None)

@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.files import read_json, sha256_of, write_json
 from core.labels import png_of_label
 from core.log import named
-from core.threshold_curve import hundredths
+from core.threshold_curve import hundredths, require_fraction
 from core.worklist import Worklist
 from uss import products
 from uss.config import Config
@@ -88,11 +88,7 @@ def _check(settings: Settings, mode: str) -> None:
             "without masks (pseudo_labels.per_mask=false) every pixel is uncovered: "
             "pseudo_labels.uncovered must be pixels"
         )
-    if settings.threshold >= 2:  # nothing reaches more than 1, which some ask for on purpose
-        raise UserError(
-            f"pseudo_labels.threshold is a fraction, not {settings.threshold:g}; "
-            f"did you mean {settings.threshold / 100:g}?"
-        )
+    require_fraction("pseudo_labels.threshold", settings.threshold)
 
 
 def _chosen_threshold(run: RunFolder) -> float:

@@ -150,6 +150,14 @@ def test_command_refuses_a_match_of_another_class_count(data, predictions, tmp_p
     assert "3 classes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("threshold", [35.0, float("nan")])
+def test_a_threshold_in_percent_is_refused(data, predictions, threshold):
+    with pytest.raises(UserError, match="threshold is a fraction, not"):
+        evaluate(predictions, data, "validation", CLASSES, threshold=threshold)
+    cut = evaluate(predictions, data, "validation", CLASSES, threshold=1.5)
+    assert cut.scores.iou[1:].sum() == 0
+
+
 def test_processes_change_no_result(data, predictions):
     alone = evaluate(predictions, data, "validation", CLASSES, workers=1)
     shared = evaluate(predictions, data, "validation", CLASSES, workers=2)

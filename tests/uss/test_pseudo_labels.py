@@ -234,6 +234,7 @@ def test_without_masks_each_pixel_stands_for_itself(
     [
         ({"per_mask": False, "uncovered": "background"}, "all", "without masks"),
         ({"threshold": 41.0}, "all", "did you mean 0.41"),
+        ({"threshold": float("nan")}, "all", "threshold is a fraction"),
         ({}, "test", "--mode must be one of"),
         ({}, "train", "--mode validation"),
     ],
