@@ -71,16 +71,20 @@ class Child:
         """
         ours, theirs = Pipe()
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=_STDERR,
-                env={**self._environment, "PYTHONPATH": path},
-                pass_fds=[theirs.fileno()],
-                # Ctrl-C reaches the parent alone, which tells the child.
-                start_new_session=True,
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _CODE, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=_STDERR,
+                    env={**self._environment, "PYTHONPATH": path},
+                    pass_fds=[theirs.fileno()],
+                    # Ctrl-C reaches the parent alone, which tells the child.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            ours.close()
+            raise ChildFailed(f"the process could not start: {error.strerror}") from error
         self._channel = ours
         try:
             self._exchange((os.getpid(), self._maker, self._setup), timeout_s)
@@ -116,7 +120,7 @@ class Child:
                 self.close()
                 raise ChildFailed(f"no answer within {timeout_s:g} s")
             kind, content = channel.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # OSError also where it died in the middle of an answer
             raise ChildFailed(self._ended()) from None
         except BaseException:
             self.close()  # an answer to this request must not be taken for one to the next

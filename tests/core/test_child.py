@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -34,6 +35,10 @@ def maker(setup: Any) -> Callable[[Any], Any]:
         if request == "hang":
             time.sleep(600)
         if request == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if request == "half":
+            # The stated size of an answer and its beginning, by the wire format of `multiprocessing`.
+            os.write(int(sys.argv[1]), struct.pack("!i", 1000) + b"begin")
             os.kill(os.getpid(), signal.SIGKILL)
         if request == "bug":
             raise ZeroDivisionError
@@ -88,6 +93,7 @@ def test_answers_and_errors_about_a_request(child: Child) -> None:
     ("request_", "reason"),
     [
         ("kill", "SIGKILL.*memory"),
+        ("half", "SIGKILL.*memory"),
         ("bug", "exit code 1"),
         ("hang", "no answer within 0.3 s"),
         ("memory", "out of memory: 512 MiB"),
@@ -118,6 +124,9 @@ def test_a_child_that_cannot_start() -> None:
     assert not refusing.running
     with pytest.raises(ChildFailed, match="exit code 3"):
         Child(MAKER, "die").start(60)
+    # A system that is out of memory or processes refuses alike.
+    with pytest.raises(ChildFailed, match="could not start: Argument list too long"):
+        Child(MAKER, "setup", {"TOO_LONG": "x" * (1 << 20)}).start(60)
 
 
 def test_a_child_ends_with_its_parent_even_while_busy() -> None:
