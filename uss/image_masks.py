@@ -46,12 +46,13 @@ def mask_source(config: Masks, sam_path: Path | None = None) -> MaskSource:
         sam_path: SAM checkpoint; None looks for one where ``uss.weights`` keeps them.
 
     Raises:
-        UserError: an unknown source, or no SAM weights.
+        UserError: an unknown source, settings that cannot work, or no SAM weights.
     """
     if config.source == "superpixels":
         log.warn("masks", "superpixels stand in for SAM's masks: they follow colours, not objects")
         return SuperpixelSource(config)
     if config.source == "sam":
+        _check_grids(config)
         return SamSource(config, find_sam() if sam_path is None else sam_at(sam_path))
     raise UserError(f"masks.source must be one of {', '.join(SOURCES)}, not {config.source!r}")
 
@@ -100,7 +101,9 @@ def largest_first(records: list[sam_masks.Record]) -> Iterator[np.ndarray]:
 
 
 class SamSource:
-    """SAM's automatic mask generator, and SAM's answer to prompts."""
+    """SAM's automatic mask generator, and SAM's answer to prompts; a ``StopWork`` where its weights
+    do not load.
+    """
 
     def __init__(self, config: Masks, weights: SamWeights) -> None:
         self._settings = asdict(config)
@@ -129,11 +132,33 @@ class SamSource:
         if self._loaded is None:
             from sam import SamAutomaticMaskGenerator, sam_model_registry
 
-            model = sam_model_registry[self._weights.model](checkpoint=self._weights.path)
+            try:
+                model = sam_model_registry[self._weights.model](checkpoint=self._weights.path)
+            except UserError as error:
+                # Not about the image at hand: every other one would fail like it.
+                raise StopWork(str(error)) from error
             self._loaded = SamAutomaticMaskGenerator(
                 model, output_mode="coco_rle", **self._settings
             )
         return self._loaded
+
+
+def _check_grids(config: Masks) -> None:
+    """Stop before anything is loaded where a grid of points would be empty or never end."""
+    for name, least in (
+        ("points_per_side", 1),
+        ("points_per_batch", 1),
+        ("crop_n_layers", 0),
+        ("crop_n_points_downscale_factor", 1),
+    ):
+        if getattr(config, name) < least:
+            raise UserError(f"masks.{name} must be at least {least}, is {getattr(config, name)}")
+    layers, factor = config.crop_n_layers, config.crop_n_points_downscale_factor
+    if config.points_per_side < factor**layers:
+        raise UserError(
+            f"masks.points_per_side is {config.points_per_side}, divided by {factor} for each of "
+            f"{layers} crop layers: no point is left in crop layer {layers}; use more points"
+        )
 
 
 class SuperpixelSource:

@@ -15,7 +15,7 @@ from core.claims import TIMEOUT_S, Claims
 from core.data.folders import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
 from core.distributed import share
-from core.errors import UserError
+from core.errors import StopWork, UserError
 from core.log import named
 from core.shared_work import work_together
 from sam.mask_store import ImageIdentity
@@ -137,6 +137,8 @@ def _settle(item: ImageItem, images: ImageMasks, claims: Claims, tally: Tally) -
         tally.bytes += store.put(key, ImageIdentity.of(rgb), records)
         tally.made += 1
         tally.seconds += time.monotonic() - started
+    except StopWork:
+        raise
     except UserError as error:
         tally.failed[key] = str(error)
         log.warn(STAGE, f"{key} failed: {error}")

@@ -37,7 +37,7 @@ def maker(setup: Any) -> Callable[[Any], Any]:
         if request == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if request == "half":
-            # The stated size of an answer and its beginning, by the wire format of `multiprocessing`.
+            # The size of an answer and its beginning, as `multiprocessing` sends them.
             os.write(int(sys.argv[1]), struct.pack("!i", 1000) + b"begin")
             os.kill(os.getpid(), signal.SIGKILL)
         if request == "bug":

@@ -15,7 +15,7 @@ from quarter_masks import QuarterMasks
 
 from core.data.folders import list_images, mask_path
 from core.data.images import load_rgb
-from core.errors import UserError
+from core.errors import StopWork, UserError
 from core.labels import load_label
 from sam.mask_store import ImageIdentity
 from uss import image_masks
@@ -153,6 +153,32 @@ def test_real_sam_finds_a_photographed_animal(tmp_path: Path, caltech4: Path) ->
     prompted = source.prompt(photograph, points_xy, signs)
     assert prompted.shape == truth.shape and prompted.dtype == bool
     assert (prompted & truth).sum() / (prompted | truth).sum() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"points_per_side": 0}, "masks.points_per_side must be at least 1, is 0"),
+        ({"points_per_batch": 0}, "masks.points_per_batch must be at least 1, is 0"),
+        ({"crop_n_layers": -1}, "masks.crop_n_layers must be at least 0, is -1"),
+        ({"crop_n_points_downscale_factor": 0}, "downscale_factor must be at least 1, is 0"),
+        ({"points_per_side": 3, "crop_n_layers": 2}, "no point is left in crop layer 2"),
+    ],
+)
+def test_settings_that_cannot_work_stop_before_sam_is_looked_for(
+    settings: dict[str, int], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        mask_source(replace(Masks(), **settings))
+
+
+def test_weights_that_do_not_load_end_the_work_and_not_one_image(
+    rgb: np.ndarray, weights: SamWeights
+) -> None:
+    source = SamSource(Masks(), weights)
+    for ask in (source.generate, lambda image: source.prompt(image, np.zeros((1, 2)), np.ones(1))):
+        with pytest.raises(StopWork, match="sam.pth"):
+            ask(rgb)
 
 
 def test_unknown_source() -> None:

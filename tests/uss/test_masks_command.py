@@ -19,7 +19,7 @@ from quarter_masks import QuarterMasks, write_photographs
 
 from core.data.folders import list_images
 from core.data.synthetic import make_dataset
-from core.errors import UserError
+from core.errors import StopWork, UserError
 from uss import masks as stage
 from uss.__main__ import main
 from uss.image_masks import ImageMasks
@@ -244,6 +244,19 @@ def test_a_stopped_process_does_not_overwrite_who_took_over(tmp_path: Path) -> N
         os.kill(old.pid, signal.SIGCONT)
         assert old.stdout.readline() == "0\n" and old.wait(timeout=60) == 0
     assert images.store.path(key).read_bytes() == kept
+
+
+def test_what_concerns_all_images_ends_the_run_at_the_first(tmp_path: Path) -> None:
+    class Broken(QuarterMasks):
+        def generate(self, rgb):
+            self.generated.append(rgb.shape[:2])
+            raise StopWork("the weights are damaged")
+
+    write_photographs(tmp_path / "data", "train", 3)
+    images = ImageMasks(Broken(), tmp_path / "store")
+    with pytest.raises(StopWork, match="the weights are damaged"):
+        stage.fill(list_images(tmp_path / "data" / "train"), images, "masks")
+    assert len(images.source.generated) == 1
 
 
 def test_a_store_that_cannot_be_written_ends_the_run(
