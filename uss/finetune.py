@@ -15,6 +15,7 @@ from core.data.datasets import JointDataset
 from core.data.folders import ImageItem, anonymous_order, list_images, split_folder
 from core.data.images import load_rgb
 from core.errors import UserError
+from core.files import read_json
 from core.labels import load_label
 from core.layers import cross_entropy, resize_bilinear
 from core.optim import LarcSGD
@@ -44,6 +45,7 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
     """
     settings = config.finetune
     _check(config)
+    _check_class_count(config, run)
     labels = run.pseudo_labels("train")
     images = anonymous_order(list_images(split_folder(data, "train")))
     items, fingerprint = labelled_images(images, labels)
@@ -147,6 +149,21 @@ class FinetuneTask:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Nothing to take over."""
+
+
+def _check_class_count(config: Config, run: RunFolder) -> None:
+    """Stop where this run's labels were made for another class count, which labels of fewer classes
+    do not show themselves.
+    """
+    if not run.threshold.is_file():
+        return  # labels that came from elsewhere
+    noted = read_json(run.threshold, "what the pseudo labels left").get("num_classes")
+    if noted not in (None, config.num_classes):
+        raise UserError(
+            f"{STAGE}: {run.pseudo_labels('train')} has labels of {noted} classes, but num_classes "
+            f"is {config.num_classes}; use --set num_classes={noted}, or make them with this class "
+            f"count: bash train_3.sh"
+        )
 
 
 def _check_classes(config: Config, items: Sequence[ImageItem], labels: Path) -> None:

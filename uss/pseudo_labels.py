@@ -63,13 +63,14 @@ def run(config: Config, data: Path, run: RunFolder, mode: str = "all") -> None:
     sweep = mode == "validation" or (mode == "all" and threshold < 0)
     validation = _validation_items(data) if sweep else []
     if not sweep and threshold < 0:
-        threshold = _chosen_threshold(run)
+        threshold = _chosen_threshold(config, run)
     labeller = Labeller(config, checkpoint, centroids)
     source = mask_source(config.masks) if config.pseudo_labels.per_mask else None
     if sweep:
         threshold = _sweep(config, data, run, labeller, source, validation)
     elif config.pseudo_labels.threshold >= 0 and distributed.is_main():
-        write_json(run.threshold, {"threshold": threshold, "chosen_by": "setting"})
+        facts = {"chosen_by": "setting", "num_classes": config.num_classes}
+        write_json(run.threshold, {"threshold": threshold, **facts})
     if mode != "validation":
         _label_train(run, labeller, source, train, threshold)
 
@@ -91,9 +92,16 @@ def _check(settings: Settings, mode: str) -> None:
     require_fraction("pseudo_labels.threshold", settings.threshold)
 
 
-def _chosen_threshold(run: RunFolder) -> float:
+def _chosen_threshold(config: Config, run: RunFolder) -> float:
     expected = "the threshold that the sweep chose (--mode validation), or --threshold,"
-    return float(read_json(run.threshold, expected)["threshold"])
+    chosen = read_json(run.threshold, expected)
+    clusters = chosen.get("num_classes", config.num_classes)
+    if clusters != config.num_classes:
+        raise UserError(
+            f"{run.threshold} was chosen for {clusters} clusters, but num_classes is "
+            f"{config.num_classes}; choose anew (--mode validation)"
+        )
+    return float(chosen["threshold"])
 
 
 class Labeller:
@@ -209,7 +217,7 @@ def _sweep(
     if distributed.is_main():
         _choose_threshold(config, data, run, work, items)
     distributed.barrier()
-    return _chosen_threshold(run)
+    return _chosen_threshold(config, run)
 
 
 def _choose_threshold(
@@ -222,7 +230,12 @@ def _choose_threshold(
         work.folder, data, "validation", config.num_classes, hundredths(first, last), done
     )
     best = best_point(points)
-    facts = {"chosen_by": "validation masks", "images": len(done), "arch": config.arch}
+    facts = {
+        "chosen_by": "validation masks",
+        "images": len(done),
+        "arch": config.arch,
+        "num_classes": config.num_classes,
+    }
     write_json(run.threshold, {**curve_dict(points), **facts})
     log.info(
         STAGE,

@@ -13,7 +13,7 @@ from quarter_masks import QuarterMasks, write_photographs
 from core.data.folders import ImageItem
 from core.data.images import load_rgb
 from core.errors import UserError
-from core.files import read_json
+from core.files import read_json, write_json
 from core.labels import load_label
 from uss import pseudo_labels
 from uss.config import Config, PseudoLabels
@@ -103,7 +103,7 @@ def test_sweep_then_labels_and_nothing_twice(
     pseudo_labels.run(CONFIG, data, run_folder)
 
     chosen = read_json(run_folder.threshold, "threshold")
-    assert chosen["chosen_by"] == "validation masks"
+    assert (chosen["chosen_by"], chosen["num_classes"]) == ("validation masks", 2)
     assert [point[0] for point in chosen["curve"]] == [step / 100 for step in range(101)]
     assert chosen["miou"] == max(point[1] for point in chosen["curve"])
     assert dict(chosen["curve"])[chosen["threshold"]] == chosen["miou"]
@@ -227,6 +227,15 @@ def test_without_masks_each_pixel_stands_for_itself(
     expected = np.where(level < threshold, 0, label[rows][:, columns])
     assert (before == expected).mean() > 0.99  # equal but for levels at the very threshold
     np.testing.assert_array_equal(labels_of(run_folder, [key])[0], before)
+
+
+def test_a_threshold_of_other_clusters_is_not_taken(
+    tmp_path: Path, run_folder: RunFolder, source: QuarterMasks
+) -> None:
+    write_photographs(tmp_path / "data", "train", 2)
+    write_json(run_folder.threshold, {"threshold": 0.3, "num_classes": 7})
+    with pytest.raises(UserError, match="for 7 clusters, but num_classes is 2"):
+        pseudo_labels.run(CONFIG, tmp_path / "data", run_folder, "train")
 
 
 @pytest.mark.parametrize(
