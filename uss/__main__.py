@@ -146,6 +146,16 @@ def _add_stage_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         add("--split", default="train", help="folder below --data (default train)")
     else:
         add("--pretrained", type=Path, help="checkpoint to start from (default: this run's)")
+    if command in ("pixel-attention", "cluster"):
+        threshold = "fraction below which attention counts as 0 (default: the preset's)"
+        add(
+            "-t",
+            "--threshold",
+            dest="pixel_attention.threshold",
+            type=float,
+            metavar="T",
+            help=threshold,
+        )
     if command == "pseudo-labels":
         threshold = "fraction below which attention is background (default: the sweep's best)"
         add(

@@ -22,6 +22,7 @@ from core.files import atomic_write, read_json, sha256_of, write_json
 from core.matching import match_single_labels
 from uss import products
 from uss.config import Config
+from uss.networks import check_attention_threshold, load_pixel_attention
 from uss.paths import RunFolder
 
 STAGE = "cluster"
@@ -38,9 +39,10 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
     with the same settings is left alone.
 
     Raises:
-        UserError: no pixel-attention checkpoint, fewer images than clusters, or crops larger than
-            what they are cut from.
+        UserError: no pixel-attention checkpoint, fewer images than clusters, crops larger than what
+            they are cut from, or an attention threshold that is no fraction.
     """
+    check_attention_threshold(config.pixel_attention.threshold)
     if config.cluster.crop > config.cluster.resize:
         # It would be filled up with black, and clusters would form by the shape of images.
         raise UserError(
@@ -161,8 +163,6 @@ def _finished(folder: Path, settings: dict[str, Any], splits: list[str]) -> bool
 def _cluster(
     config: Config, checkpoint: Path, splits: dict[str, list[ImageItem]], folder: Path
 ) -> None:
-    from uss.networks import load_pixel_attention
-
     model = load_pixel_attention(checkpoint, config.arch)
     # An older result must not count as finished while its files are being replaced.
     (folder / SETTINGS).unlink(missing_ok=True)

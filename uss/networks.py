@@ -68,6 +68,18 @@ def load_pixel_attention(path: Path, arch: str) -> Any:
     return model
 
 
+def check_attention_threshold(threshold: float) -> None:
+    """Refuse a threshold that would leave nothing of the attention, or that is none.
+
+    Raises:
+        UserError: outside of 0..1, such as one in percent.
+    """
+    if not 0 <= threshold <= 1:
+        raise UserError(
+            f"pixel_attention.threshold is a fraction between 0 and 1, not {threshold:g}"
+        )
+
+
 @dataclass(frozen=True)
 class SegmenterFacts:
     """What a fine-tuned network is, told from its checkpoint without building it."""

@@ -16,6 +16,7 @@ from core.train_options import USUAL_OPTIONS, TrainOptions
 from models.pass_net import PixelAttentionNet
 from uss import objectives, products, train_stage
 from uss.config import Config, PixelAttention
+from uss.networks import check_attention_threshold
 from uss.paths import RunFolder
 
 STAGE = "pixel_attention"
@@ -38,6 +39,8 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
     settings = config.pixel_attention
     items = anonymous_order(list_images(split_folder(data, "train")))
     train_stage.check(config, STAGE, len(items))
+    train_stage.check_clusters(config, STAGE, len(items))
+    check_attention_threshold(settings.threshold)
     train_stage.check_crops(STAGE, (settings.crop_size,))
     source = products.pretrained(run, config.arch)
     facts = train_stage.source_fact(source, run.root, STAGE, config.pretrain.epochs)

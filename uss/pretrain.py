@@ -108,6 +108,7 @@ class PretrainTask(train_stage.PrototypeTask):
 def _check(config: Config, images: int) -> None:
     """Stop before anything is loaded where the settings contradict each other."""
     train_stage.check(config, STAGE, images)
+    train_stage.check_clusters(config, STAGE, images)
     settings = config.pretrain
     groups = {
         len(values)

@@ -84,6 +84,19 @@ def check(config: Config, stage: str, images: int) -> None:
         )
 
 
+def check_clusters(config: Config, stage: str, images: int) -> None:
+    """Stop at once, and not after days of training, where clustering would not have enough images.
+
+    Raises:
+        UserError: fewer images than clusters.
+    """
+    if images < config.num_classes:
+        raise UserError(
+            f"{stage}: {images} training images, fewer than the {config.num_classes} clusters that "
+            f"they are to form; add images or use --set num_classes=..."
+        )
+
+
 def check_crops(stage: str, sizes: Sequence[int]) -> None:
     """Stop at once where crops of these sides (pixels) do not suit the networks.
 

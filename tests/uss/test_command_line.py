@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import uss.__main__ as command_line
-from uss import cluster, distance_matching, predict, pretrain, pseudo_labels
+from uss import cluster, distance_matching, pixel_attention, predict, pretrain, pseudo_labels
 
 
 @pytest.fixture
@@ -19,7 +19,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     def run(config: Any, data: Path, run: Any, **more: Any) -> None:
         calls.append((config, run, more))
 
-    for stage in (cluster, distance_matching, predict, pretrain, pseudo_labels):
+    stages = (cluster, distance_matching, pixel_attention, predict, pretrain, pseudo_labels)
+    for stage in stages:
         monkeypatch.setattr(stage, "run", run)
     return calls
 
@@ -60,6 +61,13 @@ def test_pseudo_label_flags(tmp_path: Path, called: list[tuple[Any, ...]]) -> No
     assert (run.given_checkpoint, run.given_centroids) == (Path("a.pth.tar"), Path("c.npy"))
     assert call(tmp_path, "pseudo-labels") == 0
     assert called[1][0].pseudo_labels.threshold < 0 and called[1][2] == {"mode": "all"}
+
+
+def test_attention_threshold_flag(tmp_path: Path, called: list[tuple[Any, ...]]) -> None:
+    """Training and clustering cut the attention off alike, as the reference's scripts do."""
+    for command in ("pixel-attention", "cluster"):
+        assert call(tmp_path, command, "--threshold", "0.34") == 0
+    assert [config.pixel_attention.threshold for config, *_ in called] == [0.34, 0.34]
 
 
 def test_prediction_flags(tmp_path: Path, called: list[tuple[Any, ...]]) -> None:

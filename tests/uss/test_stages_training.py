@@ -15,6 +15,7 @@ from core.data.crops import MultiCrop
 from core.data.datasets import MultiCropDataset
 from core.data.folders import list_images
 from core.errors import UserError
+from core.files import write_json
 from core.labels import save_label
 from uss import finetune, pixel_attention, pretrain
 from uss.config import Config, Heads
@@ -212,6 +213,7 @@ def test_a_stage_is_not_continued_from_other_weights(run, data, tmp_path):
         ({"pretrain": {"epochs": 0}}, "pretrain.epochs must be at least 1"),
         ({"pretrain": {"batch_size": 9}}, "8 training images do not fill one batch of 9"),
         ({"pretrain": {"batch_size": 0}}, "positive multiple of 1"),
+        ({"config": {"num_classes": 9}}, "8 training images, fewer than the 9 clusters"),
         ({"pretrain": {"queue_length": 3}}, "queue_length is 3, shorter than one batch of 4"),
         ({"pretrain": {"crop_sizes": (64, 16)}}, "crops of 16 pixels: expected 32"),
         ({"pretrain": {"crop_sizes": (9999, 32)}}, "crops of 9999 pixels: .* to 4096"),
@@ -247,6 +249,8 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(data, tmp_path, monkeypa
         ({"batch_size": 9}, "8 training images do not fill one batch of 9"),
         ({"queue_length": 3}, "queue_length is 3, shorter than one batch of 4"),
         ({"crop_size": 8}, "pixel_attention: crops of 8 pixels"),
+        ({"threshold": 24.0}, "pixel_attention.threshold is a fraction .* not 24"),
+        ({"threshold": -0.1}, "pixel_attention.threshold is a fraction .* not -0.1"),
     ],
 )
 def test_attention_refuses_settings_that_cannot_work(fields, message, data, tmp_path):
@@ -288,6 +292,16 @@ def test_finetuning_refuses_labels_of_more_classes(run, data, tmp_path):
     with pytest.raises(UserError, match="reach 2, but num_classes is 1"):
         finetune.run(_config(config={"num_classes": 1}), data, other)
     assert not other.segmenter.exists()  # refused before anything was trained
+
+
+def test_finetuning_refuses_labels_of_fewer_classes(data, tmp_path):
+    """Such labels hold no id that is too large: only what was noted when they were made tells."""
+    run = RunFolder(tmp_path)
+    _write_labels(run)
+    write_json(run.threshold, {"threshold": 0.3, "chosen_by": "setting", "num_classes": 2})
+    with pytest.raises(UserError, match=r"labels of 2 classes, but num_classes is 3.*train_3\.sh"):
+        finetune.run(_config(config={"num_classes": 3}), data, run)
+    assert not run.segmenter.exists()
 
 
 def test_finetuning_leaves_a_broken_image_without_label_out(data, tmp_path, capsys):
