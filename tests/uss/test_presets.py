@@ -43,11 +43,7 @@ def test_competition_settings() -> None:
 PASS_CONSTANTS = {
     "pass50": ((200, 256, 0.6, 0.0006, 2048, 15, 1001), (20, 256, 6.0, 3840), (20, 256, 0.6, 0.5)),
     "pass300": ((100, 256, 0.6, 0.0006, 3840, 15, 5005), (20, 256, 0.6, 3840), (20, 256, 0.6, 0.5)),
-    "pass919": (
-        (100, 256, 0.6, 0.0006, 3840, 15, 5005),
-        (20, 256, 0.6, 3840),
-        (20, 256, 0.6, 0.25),
-    ),
+    "pass919": ((100, 256, 0.6, 0.0006, 3840, 15, 5005), (20, 256, 0.6, 3840), (20, 256, 0.6, 0.5)),
 }
 
 
@@ -89,8 +85,14 @@ def test_constants_of_pass(name: str) -> None:
     labels = config.pseudo_labels
     assert (labels.per_mask, labels.min_threshold, labels.max_threshold) == (False, 0.0, 0.8)
     assert (third.head, third.crop_size, third.min_scale) == ("plain", 224, 0.08)
-    assert (config.predict.resize, config.predict.max_res) == (256, 600 if name[4] == "9" else 1000)
+    assert (config.predict.resize, config.predict.max_res) == (256, 1000)
+    assert config.seed == 10010
     assert dataclasses.astuple(config.distance_matching) == (10, 0.07, 256)
+
+
+def test_the_first_jittor_version_had_other_settings_of_the_largest_set() -> None:
+    config = preset("luss919")
+    assert (config.finetune.label_scale, config.predict.max_res, config.seed) == (0.25, 600, 31)
 
 
 def test_names_that_state_the_trunk() -> None:
