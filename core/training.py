@@ -31,7 +31,7 @@ Var = Any
 
 # What a checkpoint of this loop has at least.
 _KEYS = {"epoch", "step", "state_dict", "optimizer", "task", "log", "processes", "settings"}
-# Names shown in a message about one batch.
+# Names shown in a message that may have many.
 _SHOWN = 4
 
 
@@ -350,12 +350,12 @@ def _not_finite(
     plan: Plan, loader: Loader, epoch: int, index: int, values: dict[str, float]
 ) -> str:
     batch = loader.order(epoch)[index * loader.batch_size : (index + 1) * loader.batch_size]
-    names = ", ".join(str(loader.dataset.path(int(i))) for i in batch[:_SHOWN])
+    # All of them: any one may be the cause.
+    names = ", ".join(str(loader.dataset.path(int(i))) for i in batch)
     parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
     return (
         f"{plan.stage}: the loss is no longer finite at step {index + 1} of epoch {epoch + 1} "
-        f"({parts}; images {names}, ... of {len(batch)}); lower {plan.stage}.base_lr in a new run "
-        f"folder"
+        f"({parts}; images {names}); lower {plan.stage}.base_lr in a new run folder"
     )
 
 

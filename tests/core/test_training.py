@@ -305,6 +305,12 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert ", ".join(names) in text
 
 
+def test_every_image_of_a_batch_that_is_not_finite_is_named(tmp_path):
+    with pytest.raises(UserError) as caught:
+        _train(_plan(tmp_path), batch_size=12, poison_at=0)
+    assert all(f"points/{index}" in str(caught.value) for index in range(12))
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(UserError, match="no longer finite after step 1"):
         _train(_plan(tmp_path, base_lr=1e39), batch_size=12)
