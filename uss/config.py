@@ -149,7 +149,8 @@ class Refine:
     """Refinement of predictions with masks (test.py); the defaults are the reference's rule."""
 
     # "count": a mask takes the label that most of its pixels have; "confidence": the one of the
-    # highest mean softmax inside it.
+    # highest mean softmax inside it; "sequential": that of most pixels as larger masks have painted
+    # them, by which the reference's own results were made.
     vote: str = "count"
     # A mask does not vote where its winner has less than this share of its pixels (or a lower mean
     # softmax).

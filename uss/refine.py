@@ -20,7 +20,7 @@ from core.errors import UserError
 from uss.config import Refine as Settings
 
 POINTS = 5  # prompts of either sign
-VOTES = ("count", "confidence")
+VOTES = ("count", "confidence", "sequential")
 SPREAD = 1 / 8  # smallest distance of two prompts, as a fraction of the image's shorter side
 
 # A mask (H, W) bool, not empty -> (label, share of it between 0 and 1).
@@ -64,12 +64,12 @@ def refine(
         settings: options beyond the reference.
     """
     if prediction.any():
-        by_confidence = settings.vote == "confidence"
-        ballot = confidence_ballot(logits) if by_confidence else count_ballot(prediction)
+        sequential = settings.vote == "sequential"
+        ballot = confidence_ballot(logits) if settings.vote == "confidence" else None
         voted = vote_refine(
-            prediction, masks(), ballot, settings.min_agreement, settings.keep_regions
+            prediction, masks(), ballot, settings.min_agreement, settings.keep_regions, sequential
         )
-        if voted.any():
+        if voted.any() or sequential:  # the reference had no other map to fall back on
             return Refined(voted, "vote")
         return Refined(prediction.astype(np.int32), "prediction")
     likeliest = likeliest_class(logits)
@@ -86,6 +86,7 @@ def vote_refine(
     ballot: Ballot | None = None,
     min_agreement: float = 0.0,
     keep_regions: float = 0.0,
+    sequential: bool = False,
 ) -> np.ndarray:
     """Give each mask the label that wins the vote inside it.
 
@@ -97,14 +98,15 @@ def vote_refine(
         min_agreement: masks whose winner has a smaller share do not vote.
         keep_regions: regions (8-connected pixels of one label but 0) that no mask meets with at
             least this IoU keep their label in the end; 0 = none does.
+        sequential: without ``ballot``, count the pixels as the masks before have painted them.
 
     Returns:
         (H, W) int32. Pixels outside every mask keep their label; of equally frequent labels the
         lowest is taken.
     """
-    ballot = count_ballot(prediction) if ballot is None else ballot
     regions = Regions(prediction) if keep_regions > 0 else None
     refined = prediction.astype(np.int32)
+    ballot = ballot or count_ballot(refined if sequential else prediction)
     for mask in masks:
         if not mask.any():
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -215,6 +217,31 @@ def test_a_prompted_mask_of_the_whole_image_is_refused() -> None:
             Refine(max_prompted=share),
         )
         assert refined.rule == rule and refined.label.any() == (rule == "prompt")
+
+
+def test_a_sequential_vote_reads_what_was_painted() -> None:
+    """The first version's rule, for its published labels: no mask brings anything back."""
+    settings = Refine(vote="sequential")
+    prediction = np.zeros((4, 4), np.int32)
+    prediction[:3], prediction[3] = 1, 2
+    masks = [box(0, 4, 0, 4), box(3, 4, 0, 4)]
+    refined = refine.refine(prediction, lambda: masks, np.zeros((9, 2, 2)), no_prompt, settings)
+    np.testing.assert_array_equal(refined.label, 1)
+    np.testing.assert_array_equal(refine.vote_refine(prediction, masks), prediction)
+    # Nor does the prediction stand where the vote left no foreground.
+    prediction[:] = 0
+    prediction[1, 2] = 7
+    refined = refine.refine(prediction, lambda: masks, np.zeros((9, 2, 2)), no_prompt, settings)
+    assert refined.rule == "vote" and not refined.label.any()
+    assert prediction[1, 2] == 7
+    refined = refine.refine(
+        prediction,
+        lambda: masks,
+        np.zeros((9, 2, 2)),
+        no_prompt,
+        replace(settings, min_agreement=1),
+    )
+    np.testing.assert_array_equal(refined.label, prediction)
 
 
 @pytest.mark.parametrize(
