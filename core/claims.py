@@ -46,6 +46,8 @@ from types import TracebackType
 
 from core.files import file_system_time, flat_name
 
+#: Name of a folder of claims, in the folder of what is claimed.
+CLAIMS_FOLDER = "claims"
 TIMEOUT_S = 300.0
 _BEATS_PER_TIMEOUT = 5
 _DRAFT_SUFFIX = ".new"

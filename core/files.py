@@ -50,16 +50,27 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: Path, expected: str) -> Any:
-    """Parse a JSON file; ``expected`` says in the error what the file should have been.
+def read_json(path: Path, expected: str) -> dict[str, Any]:
+    """The object in a JSON file; ``expected`` says in the error what the file should have been.
 
     Raises:
-        UserError: the file is missing, unreadable or not JSON.
+        UserError: the file is missing, unreadable or holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"expected {expected} at {path}, but it cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"expected {expected} at {path}, found JSON that is no object")
+    return value
+
+
+def json_or_empty(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where it is missing, unreadable or something else."""
+    try:
+        return read_json(path, "a JSON object")
+    except UserError:
+        return {}
 
 
 def flat_name(key: str) -> str:

@@ -16,6 +16,9 @@ from core.errors import UserError
 from core.files import atomic_write
 from core.sinks import SINKS, Sink
 
+#: What a line of the log holds beside the loss and its parts.
+FACTS = ("time", "epoch", "step", "lr", "images_per_second", "data_wait", "peak_memory_mib")
+
 Item = TypeVar("Item")
 
 

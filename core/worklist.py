@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Union
 
 from core import log
-from core.claims import TIMEOUT_S, Claims
+from core.claims import CLAIMS_FOLDER, TIMEOUT_S, Claims
 from core.data.folders import ImageItem
 from core.errors import StopWork, UserError
 from core.files import atomic_write
@@ -90,7 +90,7 @@ class Worklist:
 
     def claims(self, timeout_s: float = TIMEOUT_S) -> Claims:
         """For this folder: of items while they are made, and of what is made of all of them."""
-        return Claims(self.folder / LEDGER_FOLDER / "claims", timeout_s)
+        return Claims(self.folder / LEDGER_FOLDER / CLAIMS_FOLDER, timeout_s)
 
     def path_of(self, item: ImageItem) -> Path:
         """Final place of the item's (first) result."""

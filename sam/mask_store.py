@@ -21,12 +21,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from core.claims import CLAIMS_FOLDER
 from core.errors import UserError
-from core.files import atomic_write, file_system_time, flat_name, read_json, write_json
+from core.files import (
+    atomic_write,
+    file_system_time,
+    flat_name,
+    json_or_empty,
+    read_json,
+    write_json,
+)
+from core.ledger import SETTINGS_FILE
 from sam import masks as M
 
-SETTINGS_FILE = "settings.json"
-CLAIMS_FOLDER = "claims"
 # Takes part in the fingerprint: files of another format are never read.
 _FORMAT = 2
 _SUFFIX = ".json.gz"
@@ -87,12 +94,9 @@ class MaskStore:
         """The fingerprints of the stores that lie in a folder; nothing is written."""
         found = []
         for path in sorted(Path(folder).glob(f"*/{SETTINGS_FILE}")):
-            try:
-                content = read_json(path, "the settings of a mask store")
-            except UserError:
-                continue
-            ours = isinstance(content, dict) and set(content) == {"format", "masks"}
-            if ours and content["format"] == _FORMAT and path.parent.name == _digest(content):
+            content = json_or_empty(path)
+            ours = set(content) == {"format", "masks"} and content["format"] == _FORMAT
+            if ours and path.parent.name == _digest(content):
                 found.append(content["masks"])
         return found
 

@@ -21,7 +21,7 @@ from core import log
 from core.data.folders import ImageItem, list_images, split_folder
 from core.data.images import MAX_PIXELS
 from core.errors import UserError
-from core.files import read_json, sha256_of, write_json
+from core.files import json_or_empty, sha256_of, write_json
 from core.matching import match_text, read_match
 from core.worklist import Made, Worklist
 from uss import deliver, refine
@@ -268,18 +268,13 @@ class _Archive:
 
     def _is_current(self, inputs: str) -> bool:
         """Whether the archive on disk is the one that this run would make."""
-        path = self._job.dump_path / RECORD
-        if not path.is_file() or not self._job.archive.is_file():
+        record = json_or_empty(self._job.dump_path / RECORD)
+        if record.get("inputs") != inputs:
             return False
         try:
-            record = read_json(path, "the record of an archive")
-        except UserError:
+            return record.get("sha256") == sha256_of(self._job.archive)
+        except FileNotFoundError:
             return False
-        return (
-            isinstance(record, dict)
-            and record.get("inputs") == inputs
-            and record.get("sha256") == sha256_of(self._job.archive)
-        )
 
     @functools.cached_property
     def _kept_match(self) -> tuple[Match, str | None] | None:

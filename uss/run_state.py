@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.claims import CLAIMS_FOLDER, TIMEOUT_S
 from core.data.folders import list_images, split_folder
 from core.errors import UserError
+from core.files import json_or_empty
 from core.ledger import LEDGER_FOLDER, SETTINGS_FILE
+from core.train_log import FACTS
 from uss.cluster import CENTROIDS
 from uss.config import ARCHS
 from uss.paths import CONFIG, LOG, RunFolder
@@ -27,11 +30,8 @@ from uss.summary import stage_seconds
 WAITING, RUNNING, STOPPED, FINISHED = "waiting", "running", "stopped", "finished"
 SPLITS = ("train", "validation", "test", "testA", "testB")
 
-_SILENT_S = (
-    180.0  # a stage that has said nothing for so long, or five times as long as usual, stopped
-)
-_NOT_LOSSES = ("time", "epoch", "step", "lr", "images_per_second", "peak_memory_mib")
-_CLAIM_S = 300.0  # an older claim's owner is gone
+# A stage that has said nothing for so long, or five times as long as usual, stopped.
+_SILENT_S = 180.0
 _UNREFINED = "_unrefined"
 
 
@@ -62,7 +62,7 @@ class StageState:
 def noted_data(run: RunFolder) -> Path | None:
     """The data set that the run's own predictions were made of; None where none is noted."""
     for path in sorted(run.root.glob(f"predictions/*/{LEDGER_FOLDER}/*/{SETTINGS_FILE}")):
-        named = _json(path).get("data")
+        named = json_or_empty(path).get("data")
         if isinstance(named, str) and Path(named).is_dir():
             return Path(named)
     return None
@@ -115,7 +115,7 @@ class RunState:
         log, config = folder / LOG, folder / CONFIG
         if not log.is_file() and not config.is_file():
             return []
-        whole = _json(config)
+        whole = json_or_empty(config)
         settings = whole.get(section, {})
         lines = self._tail(log)
         state = StageState(
@@ -129,7 +129,7 @@ class RunState:
         state.done = int(last["step"])
         state.rate = last.get("images_per_second")
         state.memory_mib = last.get("peak_memory_mib")
-        shown = ("epoch", "lr", "loss", *(key for key in last if key not in (*_NOT_LOSSES, "loss")))
+        shown = ("epoch", "lr", "loss", *(key for key in last if key not in (*FACTS, "loss")))
         state.values = {key: last[key] for key in shown if key in last}
         epochs, batch = settings.get("epochs"), settings.get("batch_size")
         steps = lines.steps_per_epoch
@@ -180,7 +180,7 @@ class RunState:
         state = StageState(name, RUNNING, len(done), failed=len(failed - done))
         state.memory_mib = memory or None
         state.silent_s = min((_age(file) or 0.0 for file in [ledgers[-1], *files]), default=None)
-        self._settle(state, folder / LEDGER_FOLDER / "claims", self._count(split))
+        self._settle(state, folder / LEDGER_FOLDER / CLAIMS_FOLDER, self._count(split))
         return [state]
 
     def _masks(self, split: str) -> list[StageState]:
@@ -195,7 +195,7 @@ class RunState:
                 done += sum(name.endswith(".gz") for name in os.listdir(bucket))
                 newest = max(newest, _time_of(bucket))
         state = StageState(f"masks {split}", RUNNING, done, silent_s=time.time() - newest)
-        self._settle(state, store / "claims", self._count(split))
+        self._settle(state, store / CLAIMS_FOLDER, self._count(split))
         return [state]
 
     def _settle(self, state: StageState, claims: Path, total: int | None) -> None:
@@ -245,7 +245,7 @@ class RunState:
             with contextlib.suppress(UserError):
                 return len(list_images(split_folder(self._data, split)))
         for arch in ARCHS:
-            noted = _json(self.run.cluster(arch) / SETTINGS_FILE).get("images", {})
+            noted = json_or_empty(self.run.cluster(arch) / SETTINGS_FILE).get("images", {})
             if isinstance(noted.get(split), int):
                 return noted[split]
         return None
@@ -308,7 +308,7 @@ class _Tail:
             if epoch > self.last["epoch"]:
                 self.steps_per_epoch = self.last["step"] // self.last["epoch"]
             self.usual_pause = moment - self.last["time"]
-        self.last = {**line, "epoch": epoch, "step": int(line["step"])}
+        self.last = {**line, "epoch": epoch, "step": int(line["step"]), "time": moment}
 
 
 def _live_claims(folder: Path) -> Iterator[str]:
@@ -317,7 +317,7 @@ def _live_claims(folder: Path) -> Iterator[str]:
         for place in folder.iterdir():
             with contextlib.suppress(OSError):
                 for token in place.iterdir():
-                    if time.time() - token.stat().st_mtime < _CLAIM_S:
+                    if time.time() - token.stat().st_mtime < TIMEOUT_S:
                         yield token.name
 
 
@@ -340,12 +340,3 @@ def _time_of(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

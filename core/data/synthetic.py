@@ -10,7 +10,6 @@ versions of Pillow and OpenCV.
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,7 +22,7 @@ from core import log
 from core.data.folders import mask_path
 from core.data.scenes import KINDS, render
 from core.errors import UserError
-from core.files import write_json
+from core.files import json_or_empty, write_json
 from core.labels import save_label
 
 MARKER = "dataset.json"
@@ -110,12 +109,8 @@ def _is_complete(root: Path, settings: dict[str, object]) -> bool:
 
 def _read_marker(root: Path) -> dict[str, object] | None:
     """The marker of a generated data set, or None where there is none."""
-    try:
-        marker = json.loads((root / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    generated = isinstance(marker, dict) and marker.get("generator") == _GENERATOR
-    return marker if generated else None
+    marker = json_or_empty(root / MARKER)
+    return marker if marker.get("generator") == _GENERATOR else None
 
 
 def _check_replaceable(root: Path) -> None:

@@ -58,6 +58,7 @@ def test_training(tmp_path: Path) -> None:
     assert (stage.done, stage.total, stage.unit) == (12, 20, "steps")
     assert stage.left_s == pytest.approx((20 - 12) * BATCH / 16)
     assert stage.values["epoch"] == 3 and stage.values["image"] == 3.0
+    assert list(stage.values) == ["epoch", "lr", "loss", "image"]
     assert stage.memory_mib is not None and stage.memory_mib > 10
     old = time.time() - 3600
     os.utime(log, (old, old))

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
+from core.files import json_or_empty
 from uss.config import ARCHS, PseudoLabels
 from uss.networks import load_pixel_attention, network_input
 from uss.paths import CHECKPOINT, RunFolder
-from uss.report.sources import json_or, setting
+from uss.report.sources import setting
 
 
 class AttentionMaps:
@@ -22,7 +23,7 @@ class AttentionMaps:
     """
 
     def __init__(self, run: RunFolder, settings: dict[str, Any]) -> None:
-        asked = json_or(run.threshold, {}).get("arch")
+        asked = json_or_empty(run.threshold).get("arch")
         archs = [asked] if asked in ARCHS else list(ARCHS)
         found = [arch for arch in archs if (run.pixel_attention(arch) / CHECKPOINT).is_file()]
         if not found:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from core.data.folders import ImageItem, class_names, list_images
+from core.files import json_or_empty
 from core.log import named
 from core.metrics import Scores
 from uss.deliver import MATCH
@@ -30,7 +31,6 @@ from uss.report.sources import (
     Request,
     Sources,
     find,
-    json_or,
     names_of_classes,
     setting,
 )
@@ -155,7 +155,7 @@ def _num_classes(sources: Sources, request: Request) -> int:
     if request.num_classes is not None:
         return request.num_classes
     for folder in (sources.result, sources.after):
-        match = json_or(folder / MATCH, {}) if folder else {}
+        match = json_or_empty(folder / MATCH) if folder else {}
         if match:
             return len(match) - 1
     count = setting(sources.settings, "num_classes")
@@ -185,7 +185,7 @@ def _add_results(content: Content, sources: Sources, results: _Results) -> None:
     content.classes = _class_rows(results)
     content.failed = {each.key: each.problem for each in results.looks if each.problem}
     if sources.result is not None:
-        stated = json_or(sources.result / f"failed_{sources.split}.json", {})
+        stated = json_or_empty(sources.result / f"failed_{sources.split}.json")
         content.failed.update({str(key): str(reason) for key, reason in stated.items()})
     if content.failed:
         content.notes.append(

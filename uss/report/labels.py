@@ -14,6 +14,7 @@ import numpy as np
 
 from core.data.folders import ImageItem, mask_path
 from core.errors import UserError
+from core.files import json_or_empty
 from core.labels import IGNORE, load_label
 from core.matching import match_clusters, parse_match, read_match
 from core.metrics import (
@@ -26,7 +27,7 @@ from core.metrics import (
 )
 from uss.deliver import MATCH, ORIGIN, Match, evaluation_path
 from uss.evaluate import of_each
-from uss.report.sources import Sources, json_or
+from uss.report.sources import Sources
 
 _AGREE = 1e-6  # scores that differ by less are the same ones
 _STEPS = {"before": "before_refinement", "after": "after_refinement"}
@@ -125,13 +126,13 @@ def matches(sources: Sources, looks: Sequence[Look], num_classes: int) -> Matche
         of[name] = match or _parsed(recorded.get("predictions"), num_classes)
     if of["after"] is not None:
         here = recorded.get("after_refinement", {}).get("matched_here") is True
-        origin = json_or(folder / ORIGIN, {}).get("split", "another split")
+        origin = json_or_empty(folder / ORIGIN).get("split", "another split")
         given = f"matched on {origin} masks, or by a match that was given"
         words = f"matched on {sources.split} masks" if here else given
         return Matches({**of, "before": of["before"] or of["after"]}, words)
     if (folder / MATCH).is_file():
         kept = read_match(folder / MATCH, num_classes)
-        split = json_or(folder / ORIGIN, {}).get("split")
+        split = json_or_empty(folder / ORIGIN).get("split")
         words = f"matched on {split} masks" if split else "match.json beside the label maps"
         return Matches({"before": kept, "after": kept}, words)
     if any(each.counts for each in looks):
@@ -187,7 +188,7 @@ def _recorded(sources: Sources) -> dict[str, Any]:
     folder = sources.result or sources.after
     if folder is None or sources.split is None:
         return {}
-    content = json_or(evaluation_path(folder, sources.split), {})
+    content = json_or_empty(evaluation_path(folder, sources.split))
     return {name: entry for name, entry in content.items() if isinstance(entry, dict)}
 
 

@@ -6,10 +6,11 @@ import zipfile
 from dataclasses import dataclass
 from typing import Any
 
+from core.files import json_or_empty
 from uss.deliver import ORIGIN, chosen_by_masks
 from uss.refined_run import ARCHIVE
 from uss.report.refinement import RefinementFacts
-from uss.report.sources import Sources, json_or, setting, short
+from uss.report.sources import Sources, setting, short
 from uss.submission_check import METHOD_NAME
 
 _METHOD_BYTES = 1 << 16
@@ -43,7 +44,7 @@ def protocol(sources: Sources, refinement: RefinementFacts) -> Protocol:
     """Fully unsupervised, or with SAM, told from the settings of the stages."""
     facts = [_about_labels(sources), _about_refinement(sources, refinement)]
     folder = sources.result or sources.after
-    origin = json_or(folder / ORIGIN, {}).get("split") if folder else None
+    origin = json_or_empty(folder / ORIGIN).get("split") if folder else None
     own = sources.checkpoint_sha256 is not None
     chosen = chosen_by_masks(sources.run.threshold if own else None, origin)
     facts.append(

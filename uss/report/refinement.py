@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from core.files import json_or_empty
 from core.ledger import LEDGER_FOLDER, SETTINGS_FILE
 from sam import masks as sam_masks
 from sam.mask_store import ImageIdentity, MaskStore
 from uss.refiner import PARTS
 from uss.report.labels import Look
-from uss.report.sources import json_or
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def refinement_facts(labels: Path, looks: Sequence[Look]) -> RefinementFacts:
         if made is not None:
             images[each.key] = made
     used = Counter(facts.settings for facts in images.values()).most_common()
-    settings = json_or(labels / LEDGER_FOLDER / used[0][0] / SETTINGS_FILE, {}) if used else {}
+    settings = json_or_empty(labels / LEDGER_FOLDER / used[0][0] / SETTINGS_FILE) if used else {}
     return RefinementFacts(images, settings, sum(count for _, count in used[1:]))
 
 

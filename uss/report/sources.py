@@ -9,7 +9,7 @@ from typing import Any
 from core import log
 from core.data.folders import class_names
 from core.errors import UserError
-from core.files import read_json, sha256_of
+from core.files import json_or_empty, sha256_of
 from core.ledger import LEDGER_FOLDER, SETTINGS_FILE
 from uss.deliver import ORIGIN
 from uss.paths import CHECKPOINT, CONFIG, RunFolder
@@ -76,7 +76,7 @@ def find(request: Request) -> Sources:
     checkpoint = run.segmenter / CHECKPOINT
     found = Sources(
         run,
-        json_or(run.segmenter / CONFIG, {}),
+        json_or_empty(run.segmenter / CONFIG),
         sha256_of(checkpoint) if checkpoint.is_file() else None,
     )
     given = request.data.absolute() if request.data else None
@@ -99,15 +99,6 @@ def names_of_classes(data: Path | None, num_classes: int) -> list[str]:
             if len(names) == num_classes:
                 return ["background", *names]
     return ["background", *(f"class {index}" for index in range(1, num_classes + 1))]
-
-
-def json_or(path: Path, default: Any) -> Any:
-    """The content of a JSON file, or ``default`` where it is missing, broken or of another type."""
-    try:
-        value = read_json(path, "JSON")
-    except UserError:
-        return default
-    return value if isinstance(value, type(default)) else default
 
 
 def setting(settings: Any, name: str, default: Any = None) -> Any:
@@ -181,9 +172,9 @@ def _place(name: str) -> int:
 
 def _is_own(result: Path, checkpoint_sha256: str | None) -> bool:
     """Whether label maps in a result folder come from this checkpoint, as far as can be told."""
-    stated = {json_or(result / ORIGIN, {}).get("checkpoint_sha256")}
+    stated = {json_or_empty(result / ORIGIN).get("checkpoint_sha256")}
     for path in result.glob(f"*/{LEDGER_FOLDER}/*/{SETTINGS_FILE}"):
-        stated.add(json_or(path, {}).get("checkpoint_sha256"))
+        stated.add(json_or_empty(path).get("checkpoint_sha256"))
     stated.discard(None)
     return checkpoint_sha256 is None or not stated or checkpoint_sha256 in stated
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.files import json_or_empty
+from core.train_log import FACTS
 from uss.paths import CONFIG, LOG, RunFolder
-from uss.report.sources import json_or, setting
+from uss.report.sources import setting
 from uss.summary import stage_seconds
 
 _ARCHS = (("resnet50", "ResNet50"), ("resnet18", "ResNet18"))
 _NEEDED = ("step", "epoch", "lr")
-_NOT_LOSSES = {*_NEEDED, "time", "images_per_second", "peak_memory_mib", "data_wait"}
 
 
 @dataclass(frozen=True)
@@ -59,26 +60,25 @@ def training_curves(run: RunFolder) -> list[TrainingCurve]:
     for title, folder, section in _stages(run):
         lines = list(_lines(folder / LOG))
         if lines:
-            planned = setting(json_or(folder / CONFIG, {}), f"{section}.epochs")
+            planned = setting(json_or_empty(folder / CONFIG), f"{section}.epochs")
             found.append(_curve(title, lines, planned if isinstance(planned, int) else None))
     return found
 
 
 def threshold_choice(run: RunFolder) -> ThresholdChoice | None:
     """The threshold that the pseudo labels took; None where it is not known."""
-    content = json_or(run.threshold, {})
-    threshold = content.get("threshold")
-    if not _is_number(threshold):
+    content = json_or_empty(run.threshold)
+    threshold = _number(content.get("threshold"))
+    if threshold is None:
         return None
     curve = [
         (float(point[0]), float(point[1]))
         for point in content.get("curve", [])
         if isinstance(point, list) and len(point) == 2 and all(map(_is_number, point))
     ]
-    miou = content.get("miou")
     return ThresholdChoice(
-        float(threshold),
-        float(miou) if _is_number(miou) else None,
+        threshold,
+        _number(content.get("miou")),
         str(content.get("chosen_by", "an unknown rule")),
         curve,
     )
@@ -110,15 +110,13 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict) and all(
-            _is_number(entry.get(n)) for n in ("step", "epoch", "lr")
-        ):
+        if isinstance(entry, dict) and all(_is_number(entry.get(name)) for name in _NEEDED):
             yield entry
 
 
 def _curve(title: str, lines: list[dict[str, Any]], planned: int | None) -> TrainingCurve:
     names = sorted(
-        {name for line in lines for name in line if name not in _NOT_LOSSES},
+        {name for line in lines for name in line if name not in FACTS},
         key=lambda name: (name != "loss", name),
     )
     speeds = sorted(_numbers(lines, "images_per_second"))
