@@ -2,13 +2,15 @@
 
 Everything that is the user's to mend (a missing folder, a checkpoint of another architecture, a
 broken image) is raised as :class:`UserError` with one line that says what was expected, what came
-and what to do. :func:`main_guard` turns it into that line on stderr and exit code 2; a bug keeps
-its traceback.
+and what to do. :func:`main_guard` turns it into that line on stderr and exit code 2, and so it does
+with a full disk or a folder that cannot be written, wherever they are met; a bug keeps its
+traceback.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -22,6 +24,8 @@ from typing import Callable, TypeVar
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+# What a system answers that has no room, or does not let this user in.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 Main = TypeVar("Main", bound=Callable[..., int])
 
@@ -38,9 +42,10 @@ def main_guard(main: Main) -> Main:
     """Wrap an entry point ``main(...) -> exit code``: a :class:`UserError` or Ctrl-C ends in one
     line.
 
-    Returns a function of the same signature that returns the exit code: 2 after a ``UserError``,
-    130 after ``KeyboardInterrupt`` (whose text, where it has one, says how to go on), otherwise
-    whatever ``main`` returned. Under MPI, any other end than 0 ends this process at once.
+    Returns a function of the same signature that returns the exit code: 2 after a ``UserError`` or
+    where the system refused a file, 130 after ``KeyboardInterrupt`` (whose text, where it has one,
+    says how to go on), otherwise whatever ``main`` returned. Under MPI, any other end than 0 ends
+    this process at once.
     """
 
     @functools.wraps(main)
@@ -48,9 +53,6 @@ def main_guard(main: Main) -> Main:
         try:
             with _sigterm_interrupts():
                 return _leave(main(*args, **kwargs))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            return _leave(EXIT_USER_ERROR)
         except KeyboardInterrupt as error:
             kept = str(error) or "finished work is kept; run the same command to continue"
             print(f"interrupted: {kept}", file=sys.stderr, flush=True)
@@ -58,12 +60,16 @@ def main_guard(main: Main) -> Main:
         except SystemExit as ended:
             if ended.code is None or isinstance(ended.code, int):
                 _leave(ended.code or 0)
-            elif _under_mpi():
+            elif under_mpi():
                 print(ended.code, file=sys.stderr)
                 _leave(EXIT_BUG)
             raise
-        except Exception:
-            if _under_mpi():
+        except Exception as error:
+            text = _to_mend(error)
+            if text is not None:
+                print(f"error: {text}", file=sys.stderr, flush=True)
+                return _leave(EXIT_USER_ERROR)
+            if under_mpi():
                 traceback.print_exc()
             _leave(EXIT_BUG)
             raise
@@ -71,7 +77,20 @@ def main_guard(main: Main) -> Main:
     return guarded  # type: ignore[return-value]
 
 
-def _under_mpi() -> bool:
+def _to_mend(error: Exception) -> str | None:
+    """What the user can do about an error; None where it is a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not isinstance(error, OSError) or error.errno not in _REFUSALS:
+        return None
+    return (
+        f"{error.filename or 'a file cannot be written'}: {error.strerror}; what was finished is "
+        "kept: mend this and run the same command again"
+    )
+
+
+def under_mpi() -> bool:
+    """True in a process that ``mpirun`` started."""
     return "OMPI_COMM_WORLD_SIZE" in os.environ
 
 
@@ -79,7 +98,7 @@ def _leave(code: int) -> int:
     """``code``; a failed MPI process does not come back: the usual end of a process would wait for
     the other ranks, which wait for this one. mpirun ends them when it is gone without a word.
     """
-    if code and _under_mpi():
+    if code and under_mpi():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

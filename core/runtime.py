@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError
+from core.errors import UserError, under_mpi
 
 # Jittor looks for exactly this folder name below <home>/.cache/jittor/mkl before it tries to
 # download.
@@ -118,7 +118,7 @@ def onednn_flags() -> str:
 
 def _import_jittor() -> Any:
     check_compiler()
-    if _under_mpi():
+    if under_mpi():
         check_mpicc()
     check_headers()
     cuda = _choose_cuda()
@@ -227,10 +227,6 @@ def check_onednn() -> tuple[Path, Path]:
     return library, include
 
 
-def _under_mpi() -> bool:
-    return "OMPI_COMM_WORLD_SIZE" in os.environ
-
-
 def _python_config() -> str | None:
     """``python3.X-config`` of the interpreter behind this (virtual) environment."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}-config"
@@ -284,7 +280,7 @@ def _set_environment(cuda: str) -> None:
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
     os.environ["nvcc_path"] = cuda
-    os.environ["use_mpi"] = "1" if _under_mpi() else "0"
+    os.environ["use_mpi"] = "1" if under_mpi() else "0"
     os.environ.pop("JITTOR_HOME", None)
 
 

@@ -1,0 +1,48 @@
+"""How an entry point ends where the machine, and not the program, is to blame."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+GUARDED = """
+import os, sys
+from core.errors import main_guard
+
+@main_guard
+def main():
+    {body}
+    return 0
+
+sys.exit(main())
+"""
+
+
+def end_of(body: str) -> subprocess.CompletedProcess[str]:
+    code = GUARDED.format(body=body)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("open('/dev/full', 'wb', buffering=0).write(b'x')", "No space left on device"),
+        ("raise OSError(30, 'Read-only file system', '/data/run')", "/data/run: Read-only"),
+        ("raise PermissionError(13, 'Permission denied', '/data/a')", "/data/a: Permission denied"),
+    ],
+)
+def test_a_machine_that_refuses_is_one_line(body: str, said: str) -> None:
+    done = end_of(body)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert said in done.stderr and "run the same command again" in done.stderr
+
+
+@pytest.mark.parametrize("body", ["open('absent')", "raise OSError('of a library')", "1 / 0"])
+def test_a_bug_keeps_its_traceback(body: str) -> None:
+    done = end_of(body)
+    assert done.returncode == 1 and "Traceback" in done.stderr
