@@ -73,6 +73,21 @@ def json_or_empty(path: Path) -> dict[str, Any]:
         return {}
 
 
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file that holds one a line; broken lines are left out, a missing file has
+    none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield value
+
+
 def flat_name(key: str) -> str:
     """A file name for a key such as "<class folder>/<stem>": readable, never hidden, at most 200
     bytes, and another one for every other key.

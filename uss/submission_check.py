@@ -27,7 +27,8 @@ from core.matching import identity_match, parse_match
 MATCH_NAME = "match.json"
 METHOD_NAME = "method.txt"
 
-_BROKEN_ZIP = (
+#: What reading an archive raises that is damaged.
+BROKEN_ZIP = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
     zlib.error,
@@ -95,7 +96,7 @@ def inspect_zip(
     try:
         report.archive_bytes = Path(zip_path).stat().st_size
         archive = zipfile.ZipFile(zip_path)
-    except _BROKEN_ZIP as error:
+    except BROKEN_ZIP as error:
         report.problems.append(f"the archive cannot be read: {error}")
         return report
     with archive:
@@ -173,7 +174,7 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
 
     Raises:
         ValueError: why it is not read.
-        others of _BROKEN_ZIP: it is broken.
+        others of BROKEN_ZIP: it is broken.
     """
     if info.flag_bits & 0x1:
         raise ValueError("is encrypted")
@@ -199,7 +200,7 @@ def _read_text(
         return None
     try:
         return _read(archive, entries[name], _MAX_TEXT).decode("utf-8")
-    except _BROKEN_ZIP as error:
+    except BROKEN_ZIP as error:
         problems.append(f"{name}: {error}")
         return None
 
@@ -249,7 +250,7 @@ def _check_images(
         try:
             content = _read(archive, entries[name], 3 * pixels + _PNG_OVERHEAD)
             found_hw = _check_label(content, size_hw, num_classes)
-        except (*_BROKEN_ZIP, *BROKEN) as error:
+        except (*BROKEN_ZIP, *BROKEN) as error:
             report.problems.append(f"{name}: {error}")
         else:
             report.images += 1

@@ -109,20 +109,28 @@ class _Site:
             if now != self._made_of or not self._report.is_file():
                 command = [sys.executable, "-m", "uss", "report", str(self._state.run.root)]
                 command += ["--output", str(self._report), *self._arguments]
-                done = subprocess.run(
-                    command,
-                    cwd=PROJECT_ROOT,
-                    capture_output=True,
-                    text=True,
-                    timeout=_REPORT_S,
-                    check=False,
-                )
-                if done.returncode:
-                    said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                said = _complaint_of(command)
+                if said:
                     text = f"the report could not be made: {html.escape(said)}"
                     return 500, _PAGE.format(title="report", text=text)
                 self._made_of = now
             return 200, self._report.read_text(encoding="utf-8")
+
+
+def _complaint_of(command: list[str]) -> str:
+    """Run a command; "", or the last line of what it says about why it failed."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=PROJECT_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=_REPORT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it was not finished after {_REPORT_S} s"
+    return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else ""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

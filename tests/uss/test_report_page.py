@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,22 @@ def test_broken_pieces_are_named_and_do_not_stop_the_page(own: SmallRun) -> None
     assert content.threshold is None and not content.times
     page = Page(render(content))
     assert "2 of 6 images have no label map that can be read" in page.text
+
+
+def test_a_damaged_archive_and_a_ledger_of_other_things_say_nothing(own: SmallRun) -> None:
+    with zipfile.ZipFile(own.result / "result.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("method.txt", "a method")
+        start = archive.getinfo("method.txt").header_offset + 30 + len("method.txt")
+    content = bytearray((own.result / "result.zip").read_bytes())
+    content[start : start + 6] = b"\xff" * 6
+    (own.result / "result.zip").write_bytes(content)
+    for ledger in (own.result / "validation" / ".ledger").glob("*/*.jsonl"):
+        entries = [json.loads(line) for line in ledger.read_text().splitlines()]
+        lines = [json.dumps({**entry, "seconds": [1.0]}) for entry in entries]
+        ledger.write_text("\n".join(lines) + "\n")
+    found = content_of(own)
+    assert found.method == ""
+    assert found.refinement is not None and not found.refinement.images
 
 
 def test_results_of_another_checkpoint_are_not_taken_for_this_runs(

@@ -20,6 +20,7 @@ from core.errors import UserError
 from core.files import write_json
 from core.train_log import TrainLog
 from core.worklist import Made, Worklist
+from uss import watch_serve
 from uss.paths import RunFolder
 from uss.run_state import FINISHED, RUNNING, STOPPED, RunState, StageState
 from uss.watch import page
@@ -217,6 +218,16 @@ def test_in_a_browser(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     assert not (tmp_path / "report.html").exists()  # the run's own folder is only read
+
+
+def test_a_report_that_takes_for_ever_is_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path, 12)
+    monkeypatch.setattr(watch_serve, "_REPORT_S", 0.01)
+    site = watch_serve._Site(RunState(tmp_path), page, 1.0, [], tmp_path / "report.html")
+    status, text = site.report()
+    assert status == 500 and "the report could not be made" in text and "0.01" in text
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from uss.deliver import ORIGIN, chosen_by_masks
 from uss.refined_run import ARCHIVE
 from uss.report.refinement import RefinementFacts
 from uss.report.sources import Sources, setting, short
-from uss.submission_check import METHOD_NAME
+from uss.submission_check import BROKEN_ZIP, METHOD_NAME
 
 _METHOD_BYTES = 1 << 16
 
@@ -91,7 +91,7 @@ def method_text(sources: Sources) -> str:
             archive.open(METHOD_NAME) as file,
         ):
             return file.read(_METHOD_BYTES).decode("utf-8", errors="replace")
-    except (OSError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+    except (*BROKEN_ZIP, KeyError, RuntimeError):  # RuntimeError: an encrypted one
         return ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from core.files import json_or_empty
+from core.files import json_lines, json_or_empty
 from core.ledger import LEDGER_FOLDER, SETTINGS_FILE
 from sam import masks as sam_masks
 from sam.mask_store import ImageIdentity, MaskStore
@@ -95,18 +94,14 @@ class StoredMasks:
 def _records(labels: Path) -> Iterator[tuple[str, tuple[int, int], ImageFacts]]:
     """(key, (bytes, CRC-32) of the label map, facts) of every whole line."""
     for path in sorted((labels / LEDGER_FOLDER).glob("*/*.jsonl")):
-        try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            continue
-        for line in lines:
+        for entry in json_lines(path):
             try:
-                entry = json.loads(line)
                 size, crc32 = entry["files"][0]
                 facts = _facts(path.parent.name, entry)
-                yield str(entry["key"]), (int(size), int(crc32)), facts
-            except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+                record = str(entry["key"]), (int(size), int(crc32)), facts
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
                 continue
+            yield record
 
 
 def _facts(settings: str, entry: dict[str, Any]) -> ImageFacts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import json_or_empty
+from core.files import json_lines, json_or_empty
 from core.train_log import FACTS
 from uss.paths import CONFIG, LOG, RunFolder
 from uss.report.sources import setting
@@ -58,7 +57,7 @@ def training_curves(run: RunFolder) -> list[TrainingCurve]:
     """The logs that are there, in the order of the pipeline; broken lines are left out."""
     found = []
     for title, folder, section in _stages(run):
-        lines = list(_lines(folder / LOG))
+        lines = list(filter(_is_whole, json_lines(folder / LOG)))
         if lines:
             planned = setting(json_or_empty(folder / CONFIG), f"{section}.epochs")
             found.append(_curve(title, lines, planned if isinstance(planned, int) else None))
@@ -100,18 +99,8 @@ def _stages(run: RunFolder) -> Iterator[tuple[str, Path, str]]:
     yield "Step 3: segmenter", run.segmenter, "finetune"
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and all(_is_number(entry.get(name)) for name in _NEEDED):
-            yield entry
+def _is_whole(line: dict[str, Any]) -> bool:
+    return all(_is_number(line.get(name)) for name in _NEEDED)
 
 
 def _curve(title: str, lines: list[dict[str, Any]], planned: int | None) -> TrainingCurve:
