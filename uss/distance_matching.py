@@ -16,7 +16,7 @@ import numpy as np
 
 from core import distributed, log
 from core.checkpoint import load_state
-from core.data.crops import resize_nearest
+from core.data.crops import resize_nearest_floor
 from core.data.folders import ImageItem, list_images, mask_path, split_folder
 from core.data.images import load_rgb
 from core.errors import UserError
@@ -30,7 +30,6 @@ from uss.config import Config
 from uss.evaluate import evaluate, labelled_images
 from uss.networks import arch_of, network_input
 from uss.paths import RunFolder
-from uss.segmenter import label_of_logits
 
 STAGE = "distance matching"
 LABELLED = "train-semi"
@@ -70,8 +69,8 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
         grid = features(rgb)
         similarity = bank @ grid.reshape(len(grid), -1)
         votes = vote(similarity, labels, size, settings["neighbours"], settings["temperature"])
-        scores = votes.reshape(size, *grid.shape[1:])
-        return png_of_label(label_of_logits(scores, rgb.shape[:2], config.predict.max_res))
+        labels_of_grid = votes.argmax(0).reshape(grid.shape[1:])
+        return png_of_label(resize_nearest_floor(labels_of_grid, (rgb.shape[0], rgb.shape[1])))
 
     work.run(items, predict, f"{STAGE} {split}")
     distributed.barrier()
@@ -136,7 +135,7 @@ def region_bank(
         if mask.shape != rgb.shape[:2]:
             raise UserError(f"{item.key}: mask of {mask.shape} but image of {rgb.shape[:2]}")
         grid: Any = features.enlarged(rgb)
-        small = resize_nearest(mask, grid.shape[1:])
+        small = resize_nearest_floor(mask, grid.shape[1:])
         for label in np.unique(small[small != IGNORE]).tolist():
             if label > num_classes:
                 raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from core import checkpoint, log, training
-from core.data.crops import resize_nearest
+from core.data.crops import resize_nearest_floor
 from core.data.datasets import JointDataset
 from core.data.folders import ImageItem, anonymous_order, list_images, split_folder
 from core.data.images import load_rgb
@@ -135,7 +135,7 @@ class FinetuneTask:
         classes = self._config.num_classes
         _require_classes(labels, classes, self._labels)
         side = round(labels.shape[1] * self._config.finetune.label_scale)
-        labels = np.stack([resize_nearest(label, (side, side)) for label in labels])
+        labels = resize_nearest_floor(labels, (side, side))
         logits = resize_bilinear(self.model(jt.array(images)), (side, side))
         return cross_entropy(logits, labels), {}
 

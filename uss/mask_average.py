@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.data.crops import resize_nearest_floor
+
 
 @dataclass(frozen=True)
 class LevelledLabel:
@@ -81,7 +83,7 @@ def label_from_masks(
     rows = resize_matrix(size_hw[0], attention.shape[0])
     columns = resize_matrix(size_hw[1], attention.shape[1])
     if uncovered == "pixels":
-        label = _nearest(1 + scores.argmax(axis=0), size_hw).astype(np.int32)
+        label = resize_nearest_floor(1 + scores.argmax(axis=0), size_hw).astype(np.int32)
         level = (rows @ attention.astype(np.float32) @ columns.T).astype(np.float32)
     else:
         label, level = np.zeros(size_hw, np.int32), np.zeros(size_hw, np.float32)
@@ -92,10 +94,3 @@ def label_from_masks(
             label[mask] = 1 + (flat_scores @ weights).argmax()
             level[mask] = flat_attention @ weights
     return LevelledLabel(label, level)
-
-
-def _nearest(grid: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """(h, w) -> (H, W): each pixel takes the grid place at floor(index * h / H)."""
-    ys = np.arange(size_hw[0]) * grid.shape[0] // size_hw[0]
-    xs = np.arange(size_hw[1]) * grid.shape[1] // size_hw[1]
-    return grid[ys[:, None], xs[None, :]]

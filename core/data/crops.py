@@ -82,6 +82,17 @@ def resize_nearest(label: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return label[rows[:, None], columns]
 
 
+def resize_nearest_floor(maps: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Maps (..., h, w) resized to (height, width): row i takes the one at floor(i * (h / height)).
+
+    In float32, whose rounding decides where a row falls on an edge. It is PyTorch's nearest
+    interpolation, by which the reference brings label maps to the networks' grids and back;
+    :func:`resize_nearest` follows the centres instead, as the filters of images do.
+    """
+    rows, columns = (_floor_indices(*pair) for pair in zip(maps.shape[-2:], size_hw))
+    return maps[..., rows[:, None], columns]
+
+
 def center_crop(rgb: np.ndarray, size: int) -> np.ndarray:
     """The central (size, size) of an image; a smaller one is first padded with black all round."""
     missing = [max(size - extent, 0) for extent in rgb.shape[:2]]
@@ -240,6 +251,12 @@ def _grid_in(view: Placement, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
 def _nearest_indices(extent: int, size: int) -> np.ndarray:
     """Source index below the centre of each of ``size`` cells laid over ``extent`` cells."""
     return (2 * np.arange(size) + 1) * extent // (2 * size)
+
+
+def _floor_indices(extent: int, size: int) -> np.ndarray:
+    """Source index of the first edge of each of ``size`` cells laid over ``extent`` cells."""
+    step = np.float32(extent) / np.float32(size)
+    return np.minimum((np.arange(size, dtype=np.float32) * step).astype(np.int64), extent - 1)
 
 
 def _cut(rgb: np.ndarray, box: tuple[int, int, int, int], size: int, flipped: bool) -> Image.Image:

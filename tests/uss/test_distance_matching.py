@@ -46,9 +46,7 @@ def test_a_region_is_the_mean_of_its_features(tmp_path: Path, attention_checkpoi
     assert labels.tolist() == [0, 1, 0, 2] and bank.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(bank, axis=1), 1, rtol=1e-5)
     grid = features.enlarged(load_rgb(items[0].path))
-    rows, columns = (
-        ((np.arange(n) + 0.5) * size / n).astype(int) for n, size in zip(grid.shape[1:], mask.shape)
-    )
+    rows, columns = (np.arange(n) * size // n for n, size in zip(grid.shape[1:], mask.shape))
     mean = grid[:, mask[rows][:, columns] == 1].mean(1)
     np.testing.assert_allclose(bank[1], mean / np.linalg.norm(mean), rtol=1e-4, atol=1e-6)
     with pytest.raises(UserError, match="holds id 2, but num_classes is 1"):
@@ -68,11 +66,17 @@ def test_the_command_predicts_class_ids_and_scores_them(
     scores = read_json(folder / "evaluation_validation.json", "scores")["distance_matching"]
     assert scores["miou"] > 0.3 and not scores["matched_here"]
     assert not (folder / "match.json").exists()
+    # Each pixel is the one of the feature grid below it, as the reference enlarges predictions.
+    features = distance_matching.TrunkFeatures(attention_checkpoint, "resnet18", 256)
+    examples = list_images(data / "train-semi")
+    bank, labels = distance_matching.region_bank(features, data, examples, 2)
     for key in keys:
-        assert (
-            load_label(folder / f"{key}.png").shape
-            == load_rgb(data / "validation" / f"{key}.png").shape[:2]
-        )
+        rgb = load_rgb(data / "validation" / f"{key}.png")
+        grid = features(rgb)
+        nearest_region = (bank @ grid.reshape(len(grid), -1)).argmax(0)
+        small = labels[nearest_region].reshape(grid.shape[1:])
+        rows, columns = (np.arange(n) * m // n for n, m in zip(rgb.shape[:2], small.shape))
+        np.testing.assert_array_equal(load_label(folder / f"{key}.png"), small[rows][:, columns])
     capsys.readouterr()
     distance_matching.run(nearest, data, run)
     assert "3 of 3 finished earlier" in capsys.readouterr().err

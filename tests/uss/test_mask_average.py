@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 
-from uss import mask_average
 from uss.mask_average import LevelledLabel, label_from_masks, mask_weights, resize_matrix
 
 
@@ -119,8 +118,3 @@ def test_the_threshold_is_inclusive_and_survives_float32() -> None:
     levels = LevelledLabel(np.array([[4]], np.int32), np.array([[0.35]], np.float32))
     assert levels.at(0.35)[0, 0] == 4
     assert levels.at(0.36)[0, 0] == 0
-
-
-def test_nearest_takes_the_floor() -> None:
-    grid = np.array([[1, 2], [3, 4]])
-    np.testing.assert_array_equal(mask_average._nearest(grid, (3, 2)), [[1, 2], [1, 2], [3, 4]])

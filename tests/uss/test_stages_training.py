@@ -17,6 +17,7 @@ from core.data.folders import list_images
 from core.errors import UserError
 from core.files import write_json
 from core.labels import save_label
+from core.runtime import jt
 from uss import finetune, pixel_attention, pretrain
 from uss.config import Config, Heads
 from uss.paths import RunFolder
@@ -180,6 +181,18 @@ def test_segmenter_takes_the_trunk_and_learns(run):
     lines = (run.segmenter / "log.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert losses[0] < 1.5 * np.log(len(CLASSES) + 1) and losses[-1] < 0.9 * losses[0]
+
+
+def test_the_loss_is_taken_at_every_second_label(run):
+    """As PyTorch's nearest interpolation by a half, which the reference takes, picks them."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 3, (4, 64, 64)).astype(np.int32)
+    logits = rng.normal(size=(4, 3, 32, 32)).astype(np.float32)
+    task = finetune.FinetuneTask(lambda images: jt.array(logits), _config(), run.root)
+    images = np.zeros((4, 3, 64, 64), np.float32)
+    chosen = np.take_along_axis(logits, labels[:, None, ::2, ::2], 1)[:, 0]
+    expected = (np.log(np.exp(logits).sum(1)) - chosen).mean()
+    assert task.loss((images, labels), 0)[0].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_plain_head(run, data, tmp_path):

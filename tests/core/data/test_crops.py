@@ -136,6 +136,25 @@ def test_nearest_takes_the_value_below_each_centre(h: int, w: int, oh: int, ow: 
     assert np.array_equal(got, label[np.ix_(rows, columns)])
 
 
+def test_nearest_by_the_floor() -> None:
+    grid = np.array([[1, 2], [3, 4]])
+    enlarged = crops.resize_nearest_floor(grid, (3, 2))
+    np.testing.assert_array_equal(enlarged, [[1, 2], [1, 2], [3, 4]])
+    labels = np.arange(2 * 6 * 4).reshape(2, 6, 4)
+    np.testing.assert_array_equal(crops.resize_nearest_floor(labels, (3, 2)), labels[:, ::2, ::2])
+
+
+@pytest.mark.torch
+def test_torch_judges_nearest_by_the_floor() -> None:
+    torch = pytest.importorskip("torch")
+    for grid in (1, 7, 8, 15, 29, 32, 64):
+        small = np.arange(grid * 2, dtype=np.float32).reshape(grid, 2)
+        for size in (1, 3, grid, 41, 99, 103, 375, 500):
+            judge = torch.nn.functional.interpolate(torch.from_numpy(small[None, None]), (size, 3))
+            got = crops.resize_nearest_floor(small, (size, 3))
+            np.testing.assert_array_equal(got, judge[0, 0])
+
+
 def test_nearest_agrees_with_the_filter_of_the_image() -> None:
     image = np.zeros((13, 29), np.uint8)
     image[3:9, 5:21] = 200
