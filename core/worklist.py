@@ -96,16 +96,15 @@ class Worklist:
         """Final place of the item's (first) result."""
         return self._paths(item)[0]
 
+    def finished(self, items: Sequence[ImageItem]) -> dict[str, Record]:
+        """What lies on disk of each finished item, by key and in order; reads every result file."""
+        found = ((item.key, self._finished(item)) for item in items)
+        return {key: record for key, record in found if record is not None}
+
     def pending(self, items: Sequence[ImageItem]) -> list[ImageItem]:
         """The items that are not finished, in order; reads every result file."""
-        return [item for item in items if not self._is_finished(item)]
-
-    def checksum(self, items: Sequence[ImageItem]) -> int:
-        """CRC-32 of the keys and results of finished items; reads every result file."""
-        total = 0
-        for item in items:
-            total = zlib.crc32(f"{item.key} {_state(item, self._paths(item))}\n".encode(), total)
-        return total
+        finished = self.finished(items)
+        return [item for item in items if item.key not in finished]
 
     def run(
         self,
@@ -164,7 +163,7 @@ class Worklist:
         lost.
         """
         self._ledger.refresh()
-        if self._is_finished(item):
+        if self._finished(item) is not None:
             return True
         reason = self._ledger.failure(item.key, self._started)
         if reason is not None:
@@ -214,7 +213,7 @@ class Worklist:
         other: Counter[str] = Counter()
         stale = unknown = 0
         for item in items:
-            ledger = self._origin(item)
+            ledger, _ = self._recorded(item)
             if ledger is self._ledger:
                 result.skipped.append(item.key)
                 continue
@@ -247,17 +246,17 @@ class Worklist:
             )
         return todo, result
 
-    def _is_finished(self, item: ImageItem) -> bool:
-        origin = self._origin(item)
-        return origin is self._ledger or (self._keep_stale and origin is not None)
+    def _finished(self, item: ImageItem) -> Record | None:
+        """What lies on disk of a finished item; None where it is not finished."""
+        ledger, record = self._recorded(item)
+        return record if ledger is self._ledger or self._keep_stale else None
 
-    def _origin(self, item: ImageItem) -> Ledger | None:
-        """The ledger that has recorded what lies on disk now, the present one first."""
+    def _recorded(self, item: ImageItem) -> tuple[Ledger | None, Record | None]:
+        """The ledger that has recorded what lies on disk now, the present one first, and that."""
         ledgers = [each for each in (self._ledger, *self._others) if each.records(item.key)]
         state = _state(item, self._paths(item)) if ledgers else None
-        if state is None:
-            return None
-        return next((each for each in ledgers if state in each.records(item.key)), None)
+        found = next((each for each in ledgers if state in each.records(item.key)), None)
+        return found, None if found is None else state
 
     def _paths(self, item: ImageItem) -> list[Path]:
         return [folder / f"{item.key}{self.suffix}" for folder in self._folders]

@@ -12,7 +12,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from core.data.folders import ImageItem, list_images, split_folder
 from core.data.images import MAX_PIXELS
 from core.errors import UserError
 from core.files import json_or_empty, sha256_of, write_json
+from core.ledger import Record
 from core.matching import match_text, read_match
 from core.worklist import Made, Worklist
 from uss import deliver, refine
@@ -93,7 +94,7 @@ class _Outcome:
     """What there is once every image is finished or has failed."""
 
     items: Sequence[ImageItem]
-    finished: Sequence[ImageItem]
+    finished: Mapping[str, Record]  # key -> what lies on disk
     failed: dict[str, str]  # key -> reason
     stale: int  # finished under other settings
 
@@ -145,13 +146,10 @@ def run_refined(
 
         result = work.run(items, make, f"{STAGE} {job.mode}")
         summary.show(refiner.processes)
-        pending = {item.key for item in work.pending(items)}
-        outcome = _Outcome(
-            items,
-            [item for item in items if item.key not in pending],
-            {key: result.failed.get(key, "its result has vanished") for key in sorted(pending)},
-            len(result.stale),
-        )
+        finished = work.finished(items)
+        missing = [item.key for item in items if item.key not in finished]
+        failed = {key: result.failed.get(key, "its result has vanished") for key in missing}
+        outcome = _Outcome(items, finished, failed, len(result.stale))
         checkpoint = decisive["checkpoint_sha256"]
         archive = _Archive(config, job, facts, checkpoint, given, work, outcome)
         try:
@@ -251,13 +249,13 @@ class _Archive:
         return [item for item in self._outcome.items if item.key in self._outcome.failed]
 
     def _inputs(self) -> str:
-        """Checksum of everything that decides the archive."""
+        """SHA-256 of everything that decides the archive."""
         job, outcome = self._job, self._outcome
         kept = self._kept_match
         decisive = {
             "settings": self._work.fingerprint,
             "mode": job.mode,
-            "labels": self._work.checksum(outcome.finished),
+            "labels": outcome.finished,
             "failed": outcome.failed,
             "stale": outcome.stale,
             "match": match_text(kept[0]) if kept else None,
@@ -295,7 +293,7 @@ class _Archive:
         """Score where there are masks; the match for the archive, and the split whose masks chose
         it.
         """
-        job, kept = self._job, self._kept_match
+        job, outcome, kept = self._job, self._outcome, self._kept_match
         match, split = kept if kept else (None, None)
         if deliver.has_masks(job.data_path, job.mode):
             split = job.mode if match is None else split
@@ -310,7 +308,7 @@ class _Archive:
                     job.mode,
                     self._facts.num_classes,
                     match,
-                    items=self._outcome.finished,
+                    items=[each for each in outcome.items if each.key in outcome.finished],
                 )
             deliver.keep_evaluation(job.dump_path, job.mode, self._checkpoint_sha256, results)
             match = results["after_refinement"].match

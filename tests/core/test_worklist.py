@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,16 @@ def test_damaged_changed_and_missing_results_are_made_again(out, items, capsys):
     assert worklist.run(items, key_as_bytes, "stage").done == ["cat/a", "cat/b"]
     assert "1 results in" in capsys.readouterr().err
     assert worklist.pending(items) == []
+
+
+def test_what_is_finished_is_read_once(out, items, monkeypatch):
+    Worklist(out, SETTINGS).run(items[:2], key_as_bytes, "stage")
+    worklist, read, read_bytes = Worklist(out, SETTINGS), [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read.append(self) or read_bytes(self))
+    found = worklist.finished(items)
+    assert list(found) == ["cat/a", "cat/b"] and len(read) == 2
+    assert found["cat/b"].files == ((5, zlib.crc32(b"cat/b")),)
+    assert found["cat/b"].source_bytes == items[1].path.stat().st_size
 
 
 def test_a_replaced_image_is_made_again(out, items):
