@@ -1,7 +1,7 @@
-"""Pretrains and fine-tunes a tiny network; started by tests, alone or by mpirun.
+"""Takes a tiny network through the three training stages; started by tests, alone or by mpirun.
 
 Arguments: data folder, run folder, and optionally a run folder whose pretrained network is to be
-fine-tuned instead of the own. Each process leaves ``<stage>.<rank>.npz`` in the run folder:
+trained on instead of the own. Each process leaves ``<stage>.<rank>.npz`` in the run folder:
 weights, those before the first step as ``start/<name>``, and the velocities after it, which are its
 gradients with LARC, as ``first/<name>``.
 """
@@ -20,7 +20,7 @@ from core.errors import main_guard
 from core.optim import LarcSGD
 from core.train_options import TrainOptions
 from models import resnet
-from uss import finetune, pretrain
+from uss import finetune, pixel_attention, pretrain
 from uss.config import Config, Heads
 from uss.paths import RunFolder
 from uss.presets import preset
@@ -47,13 +47,16 @@ def config() -> Config:
             queue_start_epoch=1,
             freeze_prototypes_steps=1,
         ),
+        pixel_attention=replace(
+            base.pixel_attention, **common, crop_size=64, queue_length=8, threshold=0.0
+        ),
         finetune=replace(base.finetune, **common, crop_size=64, head="plain"),
     )
 
 
 @main_guard
 def main() -> int:
-    """Run both stages."""
+    """Run the three stages."""
     data, run = Path(sys.argv[1]), Path(sys.argv[2])
     resnet.TRUNKS["resnet18"] = resnet.Trunk(resnet.BasicBlock, (1, 1, 1, 1), (8, 8, 16, 16))
     options = TrainOptions(log_steps=1)
@@ -79,7 +82,8 @@ def main() -> int:
         own, other = (RunFolder(root).pretrain("resnet18") for root in (run, Path(sys.argv[3])))
         shutil.copy(other / checkpoint.LATEST, own / checkpoint.LATEST)
     distributed.barrier()
-    finetune.run(config(), data, RunFolder(run), options)
+    for stage in (pixel_attention, finetune):
+        stage.run(config(), data, RunFolder(run), options)
     return 0
 
 
