@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import core.packages  # noqa: F401  (first: it ends where packages are missing)
 from core import config as core_config
 from core.data.images import MAX_PIXELS
 from core.errors import UserError, main_guard

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import os
 import signal
 import sys
@@ -51,6 +52,7 @@ def main_guard(main: Main) -> Main:
     @functools.wraps(main)
     def guarded(*args, **kwargs) -> int:
         try:
+            _print_any_name()
             with _sigterm_interrupts():
                 return _leave(main(*args, **kwargs))
         except KeyboardInterrupt as error:
@@ -75,6 +77,12 @@ def main_guard(main: Main) -> Main:
             raise
 
     return guarded  # type: ignore[return-value]
+
+
+def _print_any_name() -> None:
+    """File names need not be text, nor fit the terminal: what cannot be printed is escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _to_mend(error: Exception) -> str | None:

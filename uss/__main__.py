@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import core.packages  # noqa: F401  (first: it ends where packages are missing)
 from core import config as core_config
 from core import distributed, log
 from core.errors import UserError, main_guard
@@ -191,9 +192,9 @@ def record_time(run: RunFolder, stage: str, seconds: float) -> None:
 
 def _usage() -> str:
     lines = ["usage: python -m uss COMMAND [--help] ...", "", "stages:"]
-    lines += [f"  {name:16}{text}" for name, (_, text) in STAGES.items()]
+    lines += [f"  {name:19}{text}" for name, (_, text) in STAGES.items()]
     lines += ["", "tools:"]
-    lines += [f"  {name:16}{text}" for name, (_, text) in TOOLS.items()]
+    lines += [f"  {name:19}{text}" for name, (_, text) in TOOLS.items()]
     return "\n".join(lines)
 
 
