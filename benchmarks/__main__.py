@@ -7,8 +7,8 @@ import importlib.util
 import json
 import sys
 
-from benchmarks import compare
 import core.packages  # noqa: F401  (first: it ends where packages are missing)
+from benchmarks import compare
 from core.errors import UserError, main_guard
 
 # Command -> module with its cases (see benchmarks.compare.Suite).
