@@ -21,12 +21,11 @@ from core import log, runtime
 from core.errors import UserError
 from core.files import atomic_write
 from core.plain_pickle import printable
-from core.torch_reader import JITTOR_MARK, read_checkpoint
+from core.torch_reader import JITTOR_MARK, SHA1_BYTES, read_checkpoint
 
 LATEST = "checkpoint.pth.tar"
 PREVIOUS = "previous.pth.tar"
 _PICKLE_PROTOCOL = 4  # what jt.save writes
-_DIGEST_BYTES = hashlib.sha1().digest_size
 _LISTED_KEYS = 8
 # Output layers whose first axis is the class (or prototype) count: a wrong size there means a wrong
 # count.
@@ -100,15 +99,34 @@ def save_checkpoint(folder: Path, payload: Mapping[str, Any]) -> Path:
     content = dict(payload)
     _require_plain(content, "payload")
     _remove_leftovers(folder)
-    with atomic_write(fresh, sync=True) as file:
-        hashing = _HashingFile(file)
-        pickle.Pickler(hashing, _PICKLE_PROTOCOL).dump(content)
-        file.write(hashing.digest.digest() + JITTOR_MARK)
-    if _is_whole(latest):
+    write_pickle(fresh, content)
+    if is_whole(latest):
         _keep_as_previous(folder)
     os.replace(fresh, latest)
     _sync_folder(folder)
     return latest
+
+
+def write_pickle(path: Path, content: Any) -> None:
+    """Write plain values and NumPy arrays in Jittor's container, atomically and flushed to disk."""
+    with atomic_write(path, sync=True) as file:
+        hashing = _HashingFile(file)
+        pickle.Pickler(hashing, _PICKLE_PROTOCOL).dump(content)
+        file.write(hashing.digest.digest() + JITTOR_MARK)
+
+
+def is_whole(path: Path) -> bool:
+    """True for a file of :func:`write_pickle` with the right checksum."""
+    try:
+        with open(path, "rb") as file:
+            left = os.fstat(file.fileno()).st_size - SHA1_BYTES - len(JITTOR_MARK)
+            digest = hashlib.sha1()
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                digest.update(block)
+                left -= len(block)
+            return left == 0 and file.read() == digest.digest() + JITTOR_MARK
+    except FileNotFoundError:
+        return False
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:
@@ -220,20 +238,6 @@ def _require_plain(value: Any, name: str) -> None:
             _require_plain(entry, f"an entry of {name}")
     else:
         raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold")
-
-
-def _is_whole(path: Path) -> bool:
-    """True for a file of :func:`save_checkpoint` with the right checksum."""
-    try:
-        with open(path, "rb") as file:
-            left = os.fstat(file.fileno()).st_size - _DIGEST_BYTES - len(JITTOR_MARK)
-            digest = hashlib.sha1()
-            while left > 0 and (block := file.read(min(left, 1 << 20))):
-                digest.update(block)
-                left -= len(block)
-            return left == 0 and file.read() == digest.digest() + JITTOR_MARK
-    except FileNotFoundError:
-        return False
 
 
 def _keep_as_previous(folder: Path) -> None:

@@ -22,6 +22,7 @@ from core import arena, checkpoint, distributed, log
 from core.data.loader import Loader
 from core.errors import UserError
 from core.files import write_json
+from core.ledger import differences
 from core.optim import LarcSGD, cosine_lr
 from core.runtime import jt
 from core.train_log import TrainLog
@@ -31,8 +32,6 @@ Var = Any
 
 # What a checkpoint of this loop has at least.
 _KEYS = {"epoch", "step", "state_dict", "optimizer", "task", "log", "processes", "settings"}
-# Names shown in a message that may have many.
-_SHOWN = 4
 
 
 class Task(Protocol):
@@ -97,19 +96,12 @@ def previous_run(plan: Plan) -> dict[str, Any] | None:
             f"{plan.stage}: {plan.folder} holds a checkpoint that this command did not make; "
             f"move it away or choose another run folder"
         )
-    wanted, found = _flat(plan.settings), _flat(payload["settings"])
-    different = sorted(
-        key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)
-    )
+    different = differences(payload["settings"], plan.settings)
     if different:
-        listed = "; ".join(
-            f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in different[:_SHOWN]
-        )
-        more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         raise UserError(
-            f"{plan.stage}: {plan.folder} holds a run with other settings ({listed}{more}); "
-            f"choose another run folder, restore the settings, or delete {plan.folder} to start "
-            f"anew"
+            f"{plan.stage}: {plan.folder} holds a run with other settings "
+            f"({log.named(different)}); choose another run folder, restore the settings, or delete "
+            f"{plan.folder} to start anew"
         )
     return payload
 
@@ -361,20 +353,8 @@ def _not_finite(
 
 def _report_broken(plan: Plan, loader: Loader) -> None:
     if loader.broken:
-        shown = ", ".join(sorted(loader.broken)[:_SHOWN])
-        more = f" and {len(loader.broken) - _SHOWN} more" if len(loader.broken) > _SHOWN else ""
         log.warn(
             plan.stage,
-            f"{len(loader.broken)} images could not be used and others stood in: {shown}{more}",
+            f"{len(loader.broken)} images could not be used and others stood in: "
+            f"{log.named(sorted(loader.broken))}",
         )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"section.field": value}."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from core import runtime
+from core.checkpoint import is_whole
 from core.errors import UserError
 from core.files import sha256_of
 from core.parallel import usable_cores
@@ -120,8 +121,8 @@ def compiler() -> Check:
         command = [path, "-O1", "-fPIC", "-shared", "-fopenmp", str(source), "-o", library]
         done = _run(command)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[0]
-        return Check("compiler", FAIL, f"{path} cannot make a library: {last}", apt("g++"))
+        first = (done.stderr.strip().splitlines() or ["no message"])[0]
+        return Check("compiler", FAIL, f"{path} cannot make a library: {first}", apt("g++"))
     return Check("compiler", OK, f"{path} {version}")
 
 
@@ -280,7 +281,7 @@ def sam_weights(folder: Path = weights.WEIGHTS) -> Check:
         return Check("SAM weights", FAIL, text, f"rm {listed}, then fetch it again")
     fetched = weights.fetched_path()
     if fetched.is_file():
-        if not weights.is_intact(fetched):
+        if not is_whole(fetched):
             mend = f"rm {fetched} && python -m uss weights"
             return Check("SAM weights", FAIL, f"{fetched} is damaged", mend)
         good.append(fetched)

