@@ -22,14 +22,12 @@ from core.errors import UserError, main_guard
 from core.files import read_json
 from uss.__main__ import record_time
 from uss.config import Config
-from uss.paths import CHECKPOINT, CONFIG, PROJECT_ROOT, WEIGHTS, RunFolder
+from uss.paths import CHECKPOINT, CONFIG, DEFAULT_DATA, RUNS, WEIGHTS, RunFolder
 from uss.presets import PRESETS, preset
 from uss.products import PUBLISHED_SEGMENTER
 from uss.refined_run import RefinedRun, run_refined
 from uss.refiner import IMAGE_TIMEOUT_S
 from uss.submission import add_method_arguments, method_from
-
-RUNS = PROJECT_ROOT / "runs"
 
 
 @main_guard
@@ -68,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--mode", default="testB", help="folder below --data_path (testB)")
-    add("--data_path", type=Path, default=Path("/data/ImageNetS50"), help="data set folder")
+    add("--data_path", type=Path, default=DEFAULT_DATA, help="data set folder")
     add("--dump_path", type=Path, default=Path("./result"), help="where results go (./result)")
     add("--pretrained", type=Path, help="segmenter (weights/checkpoint.pth.tar, or the run's own)")
     add("--pretrained_sam", type=Path, help="SAM weights (those in weights/ or fetched)")
@@ -84,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-missing", action="store_true", help=missing)
     stale = "keep results that were made under other settings, instead of making them again"
     add("--keep-stale", action="store_true", help=stale)
-    seconds = f"after which an image counts as hung ({IMAGE_TIMEOUT_S:g})"
-    add("--image-timeout", type=_seconds, default=IMAGE_TIMEOUT_S, metavar="SECONDS", help=seconds)
+    hung = f"after which an image counts as hung ({IMAGE_TIMEOUT_S:g})"
+    add("--image-timeout", type=seconds, default=IMAGE_TIMEOUT_S, metavar="SECONDS", help=hung)
     pixels = f"refuse images of more pixels ({MAX_PIXELS})"
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=pixels)
     add("--unmatched", action="store_true", help="put no match.json into the archive")
@@ -93,11 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not seconds > 0:
+def seconds(text: str) -> float:
+    """A time of the command line; argparse names this function where it is no number."""
+    value = float(text)
+    if not value > 0:
         raise argparse.ArgumentTypeError("must be positive")
-    return seconds
+    return value
 
 
 def _run_folder(options: argparse.Namespace) -> Path:

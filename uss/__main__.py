@@ -17,7 +17,7 @@ from core import distributed, log
 from core.errors import UserError, main_guard
 from core.train_options import add_train_arguments, train_options
 from uss.config import ARCHS, Config
-from uss.paths import PROJECT_ROOT, RunFolder
+from uss.paths import DEFAULT_DATA, RUNS, RunFolder
 from uss.presets import PRESET_NAMES, preset
 
 # Command -> (module whose `run(config, data, run)` is the stage, help); it returns None or the exit
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that choose a configuration: --preset, --arch, --set."""
-    parser.add_argument("--preset", default="luss50", choices=sorted(PRESET_NAMES))
+    parser.add_argument("--preset", default=Config().preset, choices=sorted(PRESET_NAMES))
     parser.add_argument("--arch", choices=ARCHS, help="trunk (default: the preset's)")
     parser.add_argument(
         "--set",
@@ -93,7 +93,7 @@ def _run_stage(command: str, arguments: list[str]) -> int:
     module, description = STAGES[command]
     parser = argparse.ArgumentParser(prog=f"python -m uss {command}", description=description)
     add_config_arguments(parser)
-    parser.add_argument("--data", type=Path, default=Path("/data/ImageNetS50"))
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
     parser.add_argument("--run", type=Path, help="run folder (default runs/PRESET)")
     parser.add_argument("--workers", type=int, help="processes that read images; 0: none beside")
     add_train_arguments(parser)
@@ -101,7 +101,7 @@ def _run_stage(command: str, arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     config = config_from(options)
     run = RunFolder(
-        (options.run or PROJECT_ROOT / "runs" / options.preset).absolute(),
+        (options.run or RUNS / options.preset).absolute(),
         given_checkpoint=getattr(options, "pretrained", None),
         given_centroids=getattr(options, "centroids", None),
     )

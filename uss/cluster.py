@@ -19,16 +19,15 @@ from core.data.folders import ImageItem, anonymous_order, list_images, split_fol
 from core.data.loader import Loader
 from core.errors import UserError
 from core.files import atomic_write, read_json, sha256_of, write_json
+from core.ledger import SETTINGS_FILE
 from core.matching import match_single_labels
 from uss import products
 from uss.config import Config
 from uss.networks import check_attention_threshold, load_pixel_attention
-from uss.paths import RunFolder
+from uss.paths import CENTROIDS, RunFolder
 
 STAGE = "cluster"
-CENTROIDS = "centroids.npy"
 LISTS = {"train": "train_labeled.txt", "validation": "val_labeled.txt"}
-SETTINGS = "settings.json"
 _MAX_POINTS = 10_000_000  # of a centroid: every image counts, none is sampled away
 
 
@@ -64,7 +63,7 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
         log.info(STAGE, f"already finished with these settings: {folder}")
     else:
         _cluster(config, checkpoint, splits, folder)
-        write_json(folder / SETTINGS, settings)
+        write_json(folder / SETTINGS_FILE, settings)
 
 
 def kmeans(
@@ -154,10 +153,10 @@ def _settings(
 
 
 def _finished(folder: Path, settings: dict[str, Any], splits: list[str]) -> bool:
-    names = [CENTROIDS, SETTINGS, *(LISTS[split] for split in splits)]
+    names = [CENTROIDS, SETTINGS_FILE, *(LISTS[split] for split in splits)]
     if not all((folder / name).is_file() for name in names):
         return False
-    return read_json(folder / SETTINGS, "the settings of a clustering") == settings
+    return read_json(folder / SETTINGS_FILE, "the settings of a clustering") == settings
 
 
 def _cluster(
@@ -165,7 +164,7 @@ def _cluster(
 ) -> None:
     model = load_pixel_attention(checkpoint, config.arch)
     # An older result must not count as finished while its files are being replaced.
-    (folder / SETTINGS).unlink(missing_ok=True)
+    (folder / SETTINGS_FILE).unlink(missing_ok=True)
     centres = None
     for split, items in splits.items():
         features, kept = _features(config, model, split, items)

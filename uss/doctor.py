@@ -22,7 +22,7 @@ from uss import doctor_data, doctor_estimate, doctor_gpu
 from uss.config import Config
 from uss.doctor_checks import FAIL, WARN, Check
 from uss.doctor_estimate import Counts, Row
-from uss.paths import PROJECT_ROOT
+from uss.paths import RUNS
 from uss.presets import PRESETS, preset
 
 STAGE = "doctor"
@@ -88,7 +88,7 @@ def _place(name: str) -> Path | None:
 
 def _checks(options: argparse.Namespace, config: Config) -> Iterator[Check]:
     """Every check, cheap ones first."""
-    run = options.run or PROJECT_ROOT / "runs" / options.preset
+    run = options.run or RUNS / options.preset
     images = _counts(options.data, config)[0].train
     for check in (checks.python, checks.packages, checks.compiler, checks.headers, checks.onednn):
         yield check()

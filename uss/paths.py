@@ -1,4 +1,4 @@
-"""Where everything lies in a run folder: the one home of every path rule.
+"""Where everything lies in a run folder and in a result folder: the one home of every path rule.
 
 ::
 
@@ -11,6 +11,12 @@
     RUN/segmenter/                checkpoint.pth.tar, log.jsonl, config.json
     RUN/predictions/<split>/      <class>/<stem>.png, and <split>.zip beside it
     RUN/times.jsonl               wall-clock seconds of every stage
+    RUN/result/                   what test.py leaves, where it was told to leave it there
+
+    RESULT/<split>/               <class>/<stem>.png, refined
+    RESULT/<split>_unrefined/     the same before refinement
+    RESULT/failed_<split>.json    images without label map, with reasons
+    RESULT/result.zip             the archive; result.json says what it was made of
 """
 
 from __future__ import annotations
@@ -20,10 +26,17 @@ from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = PROJECT_ROOT / "weights"
+RUNS = PROJECT_ROOT / "runs"
+DEFAULT_DATA = Path("/data/ImageNetS50")  # as in scripts/common.sh
+
+#: The split whose masks choose the threshold and name the clusters.
+VALIDATION = "validation"
 
 CHECKPOINT = "checkpoint.pth.tar"
 CONFIG = "config.json"
 LOG = "log.jsonl"
+CENTROIDS = "centroids.npy"
+UNREFINED = "_unrefined"
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,11 @@ class RunFolder:
         return self.root / "pseudo_labels" / "threshold.json"
 
     @property
+    def result(self) -> Path:
+        """Where results of test.py are looked for first."""
+        return self.root / "result"
+
+    @property
     def times(self) -> Path:
         """One JSON object a line: stage and seconds."""
         return self.root / "times.jsonl"
@@ -80,3 +98,32 @@ class RunFolder:
     def distance_matching(self, arch: str, split: str) -> Path:
         """Folder of the predictions of a split by the nearest labelled regions."""
         return self.root / arch / "distance_matching" / split
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """Paths of what ``test.py`` leaves in its ``--dump_path``; nothing is created by asking."""
+
+    root: Path
+
+    def labels(self, split: str) -> Path:
+        """Folder of the refined label maps of a split."""
+        return self.root / split
+
+    def unrefined(self, split: str) -> Path:
+        """Folder of its label maps before refinement."""
+        return self.root / f"{split}{UNREFINED}"
+
+    def failures(self, split: str) -> Path:
+        """Report of the images that could not be made: JSON, key -> reason."""
+        return self.root / f"failed_{split}.json"
+
+    @property
+    def archive(self) -> Path:
+        """The archive to hand in."""
+        return self.root / "result.zip"
+
+    @property
+    def record(self) -> Path:
+        """Beside the archive: what it was made of."""
+        return self.root / "result.json"

@@ -20,12 +20,11 @@ from uss import deliver, products
 from uss.config import Config
 from uss.deliver import Match
 from uss.evaluate import evaluate
-from uss.paths import RunFolder
+from uss.paths import VALIDATION, RunFolder
 from uss.segmenter import Segmenter, decisive_settings
 from uss.submission import Method
 
 STAGE = "predict"
-VALIDATION = "validation"
 _AUTO = ("testB", "testA", "test", VALIDATION)  # "auto" takes the first that there is
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from core import log
 from core.errors import UserError
-from uss.paths import CHECKPOINT, WEIGHTS, RunFolder
+from uss.paths import CENTROIDS, CHECKPOINT, WEIGHTS, RunFolder
 
-PUBLISHED_PIXEL_ATTENTION = (
-    "infer_pixel_attnetion_checkpoint.pth.tar"  # spelt so where it was published
-)
-PUBLISHED_CENTROIDS = "centroids.npy"
+# Spelt so where it was published.
+PUBLISHED_PIXEL_ATTENTION = "infer_pixel_attnetion_checkpoint.pth.tar"
+PUBLISHED_CENTROIDS = CENTROIDS
 PUBLISHED_TRUNK = "train_pixelattention_checkpoint.pth.tar"
 PUBLISHED_SEGMENTER = "checkpoint.pth.tar"
 
@@ -46,7 +45,7 @@ def pixel_attention(run: RunFolder, arch: str) -> Path:
 def centroids(run: RunFolder, arch: str) -> Path:
     """Cluster centres, a float32 array (clusters, channels of layer4)."""
     published = WEIGHTS / PUBLISHED_CENTROIDS
-    own = run.cluster(arch) / "centroids.npy"
+    own = run.cluster(arch) / CENTROIDS
     return _choose("centroids", run.given_centroids, own, published, _SCRIPT[arch])
 
 

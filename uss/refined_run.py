@@ -31,16 +31,12 @@ from uss.deliver import Match
 from uss.evaluate import evaluate, labelled_images
 from uss.image_masks import mask_source
 from uss.networks import SegmenterFacts, segmenter_facts
-from uss.paths import RunFolder
+from uss.paths import VALIDATION, ResultFolder, RunFolder
 from uss.refiner import IMAGE_TIMEOUT_S, PARTS, STAGE, Setup, SupervisedRefiner
 from uss.score_table import EvaluationResult
 from uss.segmenter import decisive_settings
 from uss.submission import Method, empty_prediction
 
-ARCHIVE = "result.zip"
-# Beside the archive: what it was made of.
-RECORD = "result.json"
-VALIDATION = "validation"
 _WAIT_S = 1.0
 
 
@@ -48,8 +44,7 @@ _WAIT_S = 1.0
 class RefinedRun:
     """What ``test.py`` was asked to do.
 
-    Label maps go to ``dump_path/<mode>/<key>.png``, those before refinement to
-    ``dump_path/<mode>_unrefined``, the archive to ``dump_path/result.zip``.
+    Everything goes to ``dump_path``, as :class:`uss.paths.ResultFolder` says.
     """
 
     data_path: Path
@@ -71,22 +66,31 @@ class RefinedRun:
     @property
     def labels(self) -> Path:
         """Folder of the refined label maps."""
-        return self.dump_path / self.mode
+        return self._result.labels(self.mode)
 
     @property
     def unrefined(self) -> Path:
         """Folder of the label maps before refinement."""
-        return self.labels.with_name(f"{self.mode}_unrefined")
+        return self._result.unrefined(self.mode)
 
     @property
     def archive(self) -> Path:
         """The archive to hand in."""
-        return self.dump_path / ARCHIVE
+        return self._result.archive
 
     @property
     def failures(self) -> Path:
         """Report of the images that could not be made: JSON, key -> reason."""
-        return self.dump_path / f"failed_{self.mode}.json"
+        return self._result.failures(self.mode)
+
+    @property
+    def record(self) -> Path:
+        """What the archive was made of."""
+        return self._result.record
+
+    @property
+    def _result(self) -> ResultFolder:
+        return ResultFolder(self.dump_path)
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,7 @@ class _Archive:
         waiting = False
         with self._work.claims() as claims:
             while not self._is_current(inputs):
-                if claims.claim(ARCHIVE):
+                if claims.claim(job.archive.name):
                     # The owner before may have finished just now.
                     if not self._is_current(inputs):
                         self._make(refiner, inputs)
@@ -243,7 +247,7 @@ class _Archive:
             "images": len(outcome.items),
             "sha256": sha256_of(job.archive),
         }
-        write_json(job.dump_path / RECORD, record)
+        write_json(job.record, record)
 
     def _missing(self) -> list[ImageItem]:
         return [item for item in self._outcome.items if item.key in self._outcome.failed]
@@ -266,7 +270,7 @@ class _Archive:
 
     def _is_current(self, inputs: str) -> bool:
         """Whether the archive on disk is the one that this run would make."""
-        record = json_or_empty(self._job.dump_path / RECORD)
+        record = json_or_empty(self._job.record)
         if record.get("inputs") != inputs:
             return False
         try:

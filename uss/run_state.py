@@ -22,17 +22,15 @@ from core.errors import UserError
 from core.files import json_or_empty
 from core.ledger import LEDGER_FOLDER, SETTINGS_FILE
 from core.train_log import FACTS
-from uss.cluster import CENTROIDS
 from uss.config import ARCHS
-from uss.paths import CONFIG, LOG, RunFolder
+from uss.paths import CENTROIDS, CONFIG, LOG, UNREFINED, VALIDATION, RunFolder
 from uss.summary import stage_seconds
 
 WAITING, RUNNING, STOPPED, FINISHED = "waiting", "running", "stopped", "finished"
-SPLITS = ("train", "validation", "test", "testA", "testB")
+SPLITS = ("train", VALIDATION, "test", "testA", "testB")
 
 # A stage that has said nothing for so long, or five times as long as usual, stopped.
 _SILENT_S = 180.0
-_UNREFINED = "_unrefined"
 
 
 @dataclass
@@ -96,7 +94,7 @@ class RunState:
             found += self._clustering(arch, took)
         for split in SPLITS:
             found += self._masks(split)
-        for split in ("validation", "train"):
+        for split in (VALIDATION, "train"):
             found += self._images_of(f"pseudo-labels {split}", self.run.pseudo_labels(split), split)
         found += self._training("finetune", self.run.segmenter, "finetune", took)
         for split in SPLITS:
@@ -223,10 +221,10 @@ class RunState:
 
     def _results(self) -> Iterator[tuple[str, Path]]:
         """(split, folder) of what test.py has made or is at."""
-        root = self._result or self.run.root / "result"
+        root = self._result or self.run.result
         with contextlib.suppress(OSError):
             for folder in sorted(root.iterdir()):
-                if not folder.name.endswith(_UNREFINED) and (folder / LEDGER_FOLDER).is_dir():
+                if not folder.name.endswith(UNREFINED) and (folder / LEDGER_FOLDER).is_dir():
                     yield folder.name, folder
 
     def _find_data(self) -> None:

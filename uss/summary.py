@@ -14,9 +14,8 @@ from core.files import read_json
 from core.labels import load_label
 from core.matching import apply_match, read_match
 from uss.deliver import MATCH, evaluation_path
-from uss.paths import RunFolder
+from uss.paths import VALIDATION, ResultFolder, RunFolder
 
-_SPLIT = "validation"
 _ROWS = 6
 _SHEET = "sheet.png"
 
@@ -33,11 +32,12 @@ def main(arguments: list[str]) -> int:
     for stage, value in seconds.items():
         print(f"{stage:26}{value:9.1f}")
     print(f"{'all stages':26}{sum(seconds.values()):9.1f}\n")
-    scores = read_json(evaluation_path(options.result, _SPLIT), "the scores that test.py writes")
+    path = evaluation_path(options.result, VALIDATION)
+    scores = read_json(path, "the scores that test.py writes")
     for name in ("before_refinement", "after_refinement"):
         print(f"validation mIoU {name.replace('_', ' ')}: {100 * scores[name]['miou']:.2f} %")
     sheet = write_sheet(options.data, options.result, len(scores["after_refinement"]["iou"]) - 1)
-    print(f"pictures: {sheet}\narchive:  {options.result / 'result.zip'}")
+    print(f"pictures: {sheet}\narchive:  {ResultFolder(options.result).archive}")
     return 0
 
 
@@ -59,16 +59,16 @@ def stage_seconds(times: Path) -> dict[str, float]:
 
 def write_sheet(data: Path, result: Path, num_classes: int) -> Path:
     """Picture sheet of validation images spread over the classes: image, labels, truth."""
-    items = list_images(split_folder(data, _SPLIT))
+    items = list_images(split_folder(data, VALIDATION))
     chosen = items[:: max(1, len(items) // _ROWS)][:_ROWS]
-    match = read_match(result / MATCH, num_classes)
+    match, folders = read_match(result / MATCH, num_classes), ResultFolder(result)
     rows = []
     for item in chosen:
         labels = [
             apply_match(load_label(folder / f"{item.key}.png"), match)
-            for folder in (result / f"{_SPLIT}_unrefined", result / _SPLIT)
+            for folder in (folders.unrefined(VALIDATION), folders.labels(VALIDATION))
         ]
-        truth = load_label(mask_path(data, _SPLIT, item.key))
+        truth = load_label(mask_path(data, VALIDATION, item.key))
         rows.append(report.SheetRow(item.key, [load_rgb(item.path), *labels, truth]))
     sheet = result / _SHEET
     report.picture_sheet(rows, sheet)

@@ -32,11 +32,10 @@ from uss.config import ARCHS, Config
 from uss.data_check import walk_images
 from uss.deliver import kept_match
 from uss.networks import load_pixel_attention, network_input
-from uss.paths import CHECKPOINT, CONFIG, PROJECT_ROOT, RunFolder
+from uss.paths import CHECKPOINT, CONFIG, RUNS, VALIDATION, RunFolder
 from uss.presets import PRESETS, preset
 
 STAGE = "visualize"
-VALIDATION = "validation"
 _LINE = 20  # pixels of a line of the legend
 _FONT = 14
 _LEAST_WIDTH = 260
@@ -66,7 +65,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     images = list(_images(options.images))
     name = options.preset or Config().preset
-    run = RunFolder((options.run or PROJECT_ROOT / "runs" / name).absolute())
+    run = RunFolder((options.run or RUNS / name).absolute())
     if options.run is not None and not options.run.is_dir():
         raise UserError(f"{options.run} is not a folder; name the run folder (runs/PRESET)")
     taken: set[Path] = set()
@@ -223,7 +222,7 @@ def _names(options: argparse.Namespace, run: RunFolder, segmenter: Path, num_cla
     if options.match_file:
         match: dict[int, int] | None = read_match(options.match_file, num_classes)
     else:
-        folders = (run.root / "result", run.predictions(VALIDATION))
+        folders = (run.result, run.predictions(VALIDATION))
         kept = kept_match(folders, sha256_of(segmenter), num_classes)
         match = kept[0] if kept else None
     classes = class_names(options.data, "train") if options.data and match is not None else []

@@ -13,6 +13,7 @@ from core.files import json_or_empty
 from core.log import named
 from core.metrics import Scores
 from uss.deliver import MATCH
+from uss.paths import ResultFolder
 from uss.report import gallery
 from uss.report.attention import AttentionMaps
 from uss.report.labels import (
@@ -184,8 +185,8 @@ def _add_results(content: Content, sources: Sources, results: _Results) -> None:
         content.clusters = {class_id: label for label, class_id in match.items()}
     content.classes = _class_rows(results)
     content.failed = {each.key: each.problem for each in results.looks if each.problem}
-    if sources.result is not None:
-        stated = json_or_empty(sources.result / f"failed_{sources.split}.json")
+    if sources.result is not None and sources.split is not None:
+        stated = json_or_empty(ResultFolder(sources.result).failures(sources.split))
         content.failed.update({str(key): str(reason) for key, reason in stated.items()})
     if content.failed:
         content.notes.append(

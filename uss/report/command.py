@@ -8,7 +8,8 @@ from pathlib import Path
 from core import log
 from core.errors import UserError
 from core.files import atomic_write
-from uss.report.sources import DEFAULT_DATA, STAGE, Request
+from uss.paths import DEFAULT_DATA
+from uss.report.sources import STAGE, Request
 
 _IMAGES = 200
 _PAGE = "report.html"

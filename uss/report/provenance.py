@@ -8,7 +8,7 @@ from typing import Any
 
 from core.files import json_or_empty
 from uss.deliver import ORIGIN, chosen_by_masks
-from uss.refined_run import ARCHIVE
+from uss.paths import ResultFolder
 from uss.report.refinement import RefinementFacts
 from uss.report.sources import Sources, setting, short
 from uss.submission_check import BROKEN_ZIP, METHOD_NAME
@@ -87,7 +87,7 @@ def method_text(sources: Sources) -> str:
         return ""
     try:
         with (
-            zipfile.ZipFile(sources.result / ARCHIVE) as archive,
+            zipfile.ZipFile(ResultFolder(sources.result).archive) as archive,
             archive.open(METHOD_NAME) as file,
         ):
             return file.read(_METHOD_BYTES).decode("utf-8", errors="replace")

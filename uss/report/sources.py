@@ -12,13 +12,19 @@ from core.errors import UserError
 from core.files import json_or_empty, sha256_of
 from core.ledger import LEDGER_FOLDER, SETTINGS_FILE
 from uss.deliver import ORIGIN
-from uss.paths import CHECKPOINT, CONFIG, RunFolder
+from uss.paths import (
+    CHECKPOINT,
+    CONFIG,
+    DEFAULT_DATA,
+    UNREFINED,
+    VALIDATION,
+    ResultFolder,
+    RunFolder,
+)
 from uss.run_state import noted_data
 
 STAGE = "report"
-DEFAULT_DATA = Path("/data/ImageNetS50")
-UNREFINED = "_unrefined"
-_PREFERRED = ("validation", "test", "testB")
+_PREFERRED = (VALIDATION, "test", "testB")
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,8 @@ def _find_labels(found: Sources, request: Request) -> None:
         splits = []
     if splits and found.result is not None:
         found.split = splits[0]
-        found.after = found.result / found.split
-        found.before = found.result / f"{found.split}{UNREFINED}"
+        folder = ResultFolder(found.result)
+        found.after, found.before = folder.labels(splits[0]), folder.unrefined(splits[0])
         if not _is_own(found.result, found.checkpoint_sha256):
             _note(
                 found, f"{found.result} was made by another checkpoint than this run's segmenter."
@@ -146,7 +152,7 @@ def _find_labels(found: Sources, request: Request) -> None:
 
 def _own_result(found: Sources) -> Path | None:
     """The result folder in the run, else the default one, where its label maps are this run's."""
-    inside, default = found.run.root / "result", Path("result").absolute()
+    inside, default = found.run.result, Path("result").absolute()
     if _splits(inside) and _is_own(inside, found.checkpoint_sha256):
         return inside
     # Every run's results may lie there, so that a run without segmenter cannot claim them.
@@ -158,11 +164,8 @@ def _splits(result: Path) -> list[str]:
     """Splits that test.py has labelled in a folder, the most telling first."""
     if not result.is_dir():
         return []
-    names = [
-        path.name[: -len(UNREFINED)]
-        for path in sorted(result.iterdir())
-        if path.name.endswith(UNREFINED) and (path.with_name(path.name[: -len(UNREFINED)])).is_dir()
-    ]
+    named = (path.name[: -len(UNREFINED)] for path in sorted(result.glob(f"*{UNREFINED}")))
+    names = [name for name in named if ResultFolder(result).labels(name).is_dir()]
     return sorted(names, key=lambda name: (name not in _PREFERRED, _place(name), name))
 
 
