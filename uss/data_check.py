@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -98,19 +99,23 @@ def check(folder: Path, num_classes: int | None = None, workers: int | None = No
         names = [name for name in scan_folder(folder)[1] if not name.endswith(MASKS_SUFFIX)]
         files = [file for name in names for file in _split_files(folder, name, num_classes, report)]
     else:
-        files = [ImageFile(path) for path in walk_images(folder)]
+        closed: list[OSError] = []
+        files = [ImageFile(path) for path in walk_images(folder, closed.append)]
+        for error in closed:
+            text = f"cannot be listed: {error.strerror}"
+            report.problems.append(Problem("layout", str(error.filename), text))
         report.splits["images"] = SplitCounts(len(files))
-    if not files:
+    if not files and not report.problems:
         raise UserError(f"no images in {folder}: expected .JPEG, .jpg or .png files")
     report.problems += inspect_all(files, workers)
     return report
 
 
-def walk_images(folder: Path) -> Iterator[Path]:
+def walk_images(folder: Path, closed: Callable[[OSError], object] | None = None) -> Iterator[Path]:
     """Image files at any depth, sorted; hidden files and folders are left out, links to folders
-    are not followed.
+    are not followed, and ``closed`` is told of each folder that cannot be listed.
     """
-    for base, folders, names in os.walk(folder):
+    for base, folders, names in os.walk(folder, onerror=closed):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith(SUFFIXES + OTHER_SUFFIXES) and not name.startswith("."):
@@ -121,14 +126,15 @@ def inspect_all(files: Sequence[ImageFile], workers: int | None = None) -> list[
     """The problems of the files themselves, in order: broken, oversized, tiny, duplicate, mask."""
     sizes = [_bytes(file.path) for file in files]
     often = Counter(sizes)
-    work = [replace(file, digest=often[size] > 1) for file, size in zip(files, sizes)]
+    work = [replace(file, digest=size >= 0 and often[size] > 1) for file, size in zip(files, sizes)]
     if workers is None:
         workers = usable_cores() if len(files) >= _IN_PROCESSES else 1
     problems: list[Problem] = []
     first: dict[tuple[str, str], Path] = {}
     findings = ordered_map(_inspect, work, workers)
     with contextlib.closing(log.progress(findings, STAGE, len(work))) as bar:
-        for file, finding in zip(work, bar):
+        # The bar comes first: it is asked for its end, and shows it.
+        for finding, file in zip(bar, work):
             problems += finding.problems
             if finding.digest is None:
                 continue
@@ -240,11 +246,12 @@ def _mask_problems(mask: Path, size_hw: tuple[int, int] | None, max_id: int) -> 
 
 
 def _bytes(path: Path) -> int:
-    """Size of a file; -1 where it cannot be told."""
+    """Size of a regular file; -1 of anything else."""
     try:
-        return os.stat(path).st_size
+        found = os.stat(path)
     except OSError:
         return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def _digest(path: Path) -> str | None:

@@ -29,14 +29,14 @@ from core.files import write_json
 from core.labels import IGNORE
 from uss import data_check
 from uss.config import ARCHS
-from uss.paths import PROJECT_ROOT
+from uss.paths import RUNS
 from uss.presets import PRESETS, preset
 
 STAGE = "data split"
 RECORD = "split.json"
 # In this range lies what the published settings take for ImageNet-S50, 300 and 919.
 USUAL_THRESHOLD = 0.35
-_UNUSABLE = ("broken", "oversized", "duplicate")
+_UNUSABLE = ("broken", "oversized", "duplicate", "layout")
 _STEM_BYTES = 150
 _MIN_CLUSTERS = 2
 _PROTOTYPES_PER_CLASS = 10  # as in every preset
@@ -86,6 +86,8 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
+    if options.num_classes is not None and not 0 < options.num_classes < IGNORE:
+        raise UserError(f"-c must be 1 to {IGNORE - 1}, is {options.num_classes}")
     report = data_check.check(options.folder, options.num_classes, options.workers)
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
@@ -103,24 +105,27 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, required=True, help="folder to make, which must not exist")
     add("-c", "--num-classes", type=int, required=True, metavar="C", help="number of clusters")
     test = "share of the images for a test split (0: none, the images of train are labelled)"
-    add("--test", type=_share, default=0.0, metavar="SHARE", help=test)
+    add("--test", type=share, default=0.0, metavar="SHARE", help=test)
     add("--seed", type=int, default=0, help="of the choice of test images")
     add("--copy", action="store_true", help="copy the images instead of linking them")
     add("--preset", default="small", choices=sorted(PRESETS), help="settings (%(default)s)")
     add("--run", type=Path, help="run folder (runs/NAME, NAME of --data)")
 
 
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"must be a share from 0 to below 1, is {share:g}")
-    return share
+def share(text: str) -> float:
+    """A value of --test; argparse names this function where it is no number."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be a share from 0 to below 1, is {value:g}")
+    return value
 
 
 def _split(options: argparse.Namespace) -> int:
     clusters = options.num_classes
     if not _MIN_CLUSTERS <= clusters < IGNORE:
         raise UserError(f"-c must be {_MIN_CLUSTERS} to {IGNORE - 1} clusters, is {clusters}")
+    if not 0 <= options.seed < 1 << 32:
+        raise UserError(f"--seed must be 0 to {(1 << 32) - 1}, is {options.seed}")
     split = make_split(
         options.images, options.data, options.test, options.seed, options.copy, clusters
     )
@@ -128,7 +133,7 @@ def _split(options: argparse.Namespace) -> int:
     log.info(STAGE, f"{options.data}: {train} images to train, {test} to test; see {RECORD}")
     if split.left_out:
         log.warn(STAGE, f"{len(split.left_out)} left out: {log.named(split.left_out)}")
-    run = options.run or PROJECT_ROOT / "runs" / options.data.absolute().name
+    run = options.run or RUNS / options.data.absolute().name
     print("\nThe commands for these images (from the project's folder):\n")
     print("\n".join(commands(options.preset, options.data, run, clusters, train, test > 0)))
     return 0

@@ -8,6 +8,7 @@ behind.
 from __future__ import annotations
 
 import contextlib
+import stat
 import struct
 import sys
 import zlib
@@ -74,6 +75,8 @@ def opened(path: Path, what: str, max_pixels: int = MAX_PIXELS) -> Iterator[Imag
             that Pillow cannot open or decode inside the block.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would be waited for
+            raise UserError(f"{what} {path}: no regular file; remove it or put an image there")
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise UserError(

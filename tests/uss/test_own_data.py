@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,50 @@ def test_ids_of_masks_by_number_of_classes(labelled: Path) -> None:
 def test_several_processes_find_the_same(labelled: Path) -> None:
     (labelled / "train" / "dog" / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert data_check.check(labelled, workers=2) == data_check.check(labelled, workers=1)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "c.jpg").touch()
+    done = data("check", str(tmp_path))
+    assert done.returncode == 1 and "broken: 3" in done.stdout, done.stderr
+    assert "b.jpg: no regular file" in done.stdout
+    assert "3/3" in done.stderr
+
+
+def test_a_closed_folder_is_named(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("/a"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (problem,) = data_check.check(photos).problems
+    assert (problem.kind, problem.path) == ("layout", str(photos / "a"))
+    assert problem.detail == "cannot be listed: Permission denied"
+    split = own_data.make_split(photos, tmp_path / "set", 0.0, 0, copy=False)
+    assert split.left_out == {"a": "cannot be listed: Permission denied"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("check", ".", "-c", "0"), "-c must be 1 to 999"),
+        (
+            ("split", "x", "--data", "y", "-c", "2", "--seed", "-1"),
+            "--seed must be 0 to 4294967295",
+        ),
+        (("split", "x", "--data", "y", "-c", "2", "--test", "few"), "invalid share value: 'few'"),
+    ],
+)
+def test_numbers_out_of_range(arguments: tuple[str, ...], said: str) -> None:
+    done = data(*arguments)
+    assert done.returncode == 2 and said in done.stderr, done.stderr
 
 
 def test_what_is_no_folder_of_images(tmp_path: Path) -> None:
