@@ -69,6 +69,15 @@ def check(config: Config, stage: str, images: int) -> None:
             f"{stage}.batch_size is {section.batch_size} over all {world} processes: it must be a "
             f"positive multiple of {world}; use --set {stage}.batch_size=..."
         )
+    _check_positive(
+        {
+            "num_classes": config.num_classes,
+            **{f"heads.{name}": value for name, value in vars(config.heads).items()},
+            "assignment.temperature": config.assignment.temperature,
+            "assignment.epsilon": config.assignment.epsilon,
+            f"{stage}.base_lr": section.base_lr,
+        }
+    )
     if config.workers < 0:
         raise UserError(f"--workers must be 0 or more, is {config.workers}")
     if images < section.batch_size:
@@ -82,6 +91,13 @@ def check(config: Config, stage: str, images: int) -> None:
             f"{stage}.queue_length is {queue}, shorter than one batch of {section.batch_size}; use "
             f"--set {stage}.queue_length=0 for none, or at least the batch size"
         )
+
+
+def _check_positive(settings: dict[str, float]) -> None:
+    """Nothing would be learnt with a 0 here, or with NaN, for which every comparison is false."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise UserError(f"{name} must be positive, is {value}; use --set {name}=...")
 
 
 def check_clusters(config: Config, stage: str, images: int) -> None:

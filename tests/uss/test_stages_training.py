@@ -19,7 +19,7 @@ from core.files import write_json
 from core.labels import save_label
 from core.runtime import jt
 from uss import finetune, pixel_attention, pretrain
-from uss.config import Config, Heads
+from uss.config import Assignment, Config, Heads
 from uss.paths import RunFolder
 from uss.presets import preset
 
@@ -231,6 +231,12 @@ def test_a_stage_is_not_continued_from_other_weights(run, data, tmp_path):
         ({"pretrain": {"crop_sizes": (64, 16)}}, "crops of 16 pixels: expected 32"),
         ({"pretrain": {"crop_sizes": (9999, 32)}}, "crops of 9999 pixels: .* to 4096"),
         ({"pretrain": {"min_scales": (0.5, 0.0)}}, "crop scales need 0 < min"),
+        ({"config": {"num_classes": 0}}, "num_classes must be positive, is 0"),
+        (
+            {"config": {"assignment": Assignment(epsilon=0.0)}},
+            "assignment.epsilon must be positive",
+        ),
+        ({"pretrain": {"base_lr": float("nan")}}, "pretrain.base_lr must be positive, is nan"),
         ({"config": {"workers": -1}}, "--workers must be 0 or more, is -1"),
         ({"pretrain": {"crop_counts": (2,)}}, "one entry per crop size"),
         ({"pretrain": {"crop_counts": (1, 2)}}, "must begin with at least 2"),
@@ -241,6 +247,13 @@ def test_a_stage_is_not_continued_from_other_weights(run, data, tmp_path):
 def test_pretraining_refuses_settings_that_cannot_work(stages, message, data, tmp_path):
     with pytest.raises(UserError, match=message):
         pretrain.run(_config(**stages), data, RunFolder(tmp_path))
+    assert not any(tmp_path.iterdir())
+
+
+def test_pretraining_refuses_to_learn_nothing(data, tmp_path):
+    config = replace(_config(), heads=Heads(hidden_mlp=16, feat_dim=8, prototypes=0))
+    with pytest.raises(UserError, match="heads.prototypes must be positive, is 0"):
+        pretrain.run(config, data, RunFolder(tmp_path))
     assert not any(tmp_path.iterdir())
 
 
