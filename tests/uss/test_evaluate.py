@@ -110,6 +110,20 @@ def test_bad_levels_are_named(data, predictions, content):
         threshold_curve(predictions, data, "validation", CLASSES, [0.5])
 
 
+def test_a_threshold_without_levels_is_an_error(data, predictions):
+    """The reference leaves such predictions uncut and goes on."""
+    (predictions / "n01" / "img_1.npy").unlink()
+    for call in (
+        lambda: evaluate(predictions, data, "validation", CLASSES, threshold=0.5),
+        lambda: threshold_curve(predictions, data, "validation", CLASSES, [0.5]),
+    ):
+        with pytest.raises(UserError, match=r"1 of 6 \.npy files are missing .*n01/img_1"):
+            call()
+    np.save(predictions / "n01" / "img_1.npy", np.zeros((2, 2), np.float32))
+    with pytest.raises(UserError, match=r"img_1: the level map is \(2, 2\)"):
+        evaluate(predictions, data, "validation", CLASSES, threshold=0.5)
+
+
 def test_split_without_masks(data, predictions):
     (data / "test" / "n00").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(data / "test" / "n00" / "a.JPEG")
