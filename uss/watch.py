@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import time
@@ -28,8 +29,10 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if not options.run.is_dir():
         raise UserError(f"{options.run} is not a folder; name the run folder (runs/PRESET)")
-    if options.interval <= 0:
+    if not 0 < options.interval < math.inf:
         raise UserError(f"--interval must be positive, is {options.interval:g}")
+    if not 0 <= options.port < 1 << 16:
+        raise UserError(f"--port must be 0 to {(1 << 16) - 1}, is {options.port}")
     state = RunState(options.run, options.data, options.result)
     if options.json:
         print(json.dumps([asdict(stage) for stage in state.stages()], indent=2))

@@ -153,6 +153,23 @@ def test_whoever_is_gone_is_not_at_work(tmp_path: Path) -> None:
     claims.close()
 
 
+def test_masks_of_a_split_are_as_many_as_test_py_asked_for(tmp_path: Path) -> None:
+    """It asks for none where the network saw only background."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    items_of(data, 3)
+    store = RunFolder(run).masks("test") / "0123456789abcdef"
+    write_json(store / "settings.json", {})
+    (store / "7f").mkdir()
+    (store / "7f" / "1.json.gz").write_bytes(b"x")
+    for path in (store / "settings.json", store / "7f"):
+        os.utime(path, (time.time() - 3600,) * 2)
+    stage = only(RunState(run, data))
+    assert (stage.name, stage.state, stage.done, stage.total) == ("masks test", STOPPED, 1, 3)
+    RunFolder(run).times.write_text('{"stage": "test.py test", "seconds": 9.5}\n')
+    stage = only(RunState(run, data))
+    assert (stage.state, stage.done, stage.total) == (FINISHED, 1, None)
+
+
 def test_broken_files_do_not_stop_it(tmp_path: Path) -> None:
     log = train(tmp_path, 12)
     log.write_text("nonsense\n[1]\n{}\n" + '{"epoch": "x", "step": 1, "time": 1}\n')
@@ -228,6 +245,21 @@ def test_a_report_that_takes_for_ever_is_an_answer(
     site = watch_serve._Site(RunState(tmp_path), page, 1.0, [], tmp_path / "report.html")
     status, text = site.report()
     assert status == 500 and "the report could not be made" in text and "0.01" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--interval", "nan"), "--interval must be positive"),
+        (("--interval", "inf"), "--interval must be positive"),
+        (("--serve", "--port", "65536"), "--port must be 0 to 65535, is 65536"),
+        (("--serve", "--port", "-1"), "--port must be 0 to 65535, is -1"),
+    ],
+)
+def test_numbers_out_of_range(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    process = watch(str(tmp_path), *arguments)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 2 and said in complaint and complaint.count("\n") == 1
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
