@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 
 from core import log
-from core.data.folders import SUFFIXES, mask_path, scan_folder, stem_of
+from core.data.folders import (
+    MASKS_SUFFIX,
+    SUFFIXES,
+    mask_path,
+    masks_folder,
+    scan_folder,
+    stem_of,
+)
 from core.data.images import MAX_PIXELS, image_size, load_rgb
 from core.errors import UserError
 from core.files import sha256_of
@@ -26,7 +33,6 @@ from core.labels import IGNORE, load_label
 from core.parallel import ordered_map, usable_cores
 
 STAGE = "data check"
-MASKS_SUFFIX = "-segmentation"
 #: Readable, but the stages list only files of :data:`core.data.folders.SUFFIXES`.
 OTHER_SUFFIXES = (".bmp", ".gif", ".webp")
 MIN_SIDE = 32  # pixels; the networks' deepest features have one cell for so many
@@ -191,7 +197,7 @@ def _split_files(
     counts = report.splits[split] = SplitCounts(len(files), classes)
     # ImageNet-S repeats images of train in train-semi and train-full.
     group = split if split.startswith("train-") else ""
-    masks = data / f"{split}{MASKS_SUFFIX}"
+    masks = masks_folder(data, split)
     if not masks.is_dir():
         return [ImageFile(data / split / base / name, group=group) for base, name in files]
     top = num_classes or classes or IGNORE

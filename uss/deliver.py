@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from core import log
-from core.data.folders import ImageItem, list_images, split_folder
+from core.data.folders import ImageItem, list_images, masks_folder, split_folder
 from core.errors import UserError
 from core.files import read_json, write_json
 from core.matching import read_match, write_match
@@ -32,7 +32,7 @@ Match = dict[int, int]
 
 def has_masks(data: Path, split: str) -> bool:
     """True where the ground truth of a split is at hand."""
-    return (data / f"{split}-segmentation").is_dir()
+    return masks_folder(data, split).is_dir()
 
 
 def require_finished(work: Worklist, items: Sequence[ImageItem]) -> None:

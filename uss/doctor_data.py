@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.data.folders import stem_of
+from core.data.folders import masks_folder, stem_of
 from core.errors import UserError
 from uss.config import Config
-from uss.data_check import MASKS_SUFFIX, layout
+from uss.data_check import layout
 from uss.doctor_checks import FAIL, OK, WARN, Check, reason
+from uss.presets import GIVE_THRESHOLD
 
 #: Classes -> images of train, validation and test, as ImageNet-S was published.
 PUBLISHED = {
@@ -73,7 +74,7 @@ def _split(root: Path, name: str, config: Config, wanted: int | None) -> Check:
     if name == "train" and len(files) < config.num_classes:
         mend = f"--set num_classes={len(files)}, or more images"
         return Check(title, FAIL, f"{text}, fewer than the {config.num_classes} clusters", mend)
-    masks = root / f"{name}{MASKS_SUFFIX}"
+    masks = masks_folder(root, name)
     if masks.is_dir():
         absent = [
             path
@@ -85,7 +86,7 @@ def _split(root: Path, name: str, config: Config, wanted: int | None) -> Check:
             return Check(title, FAIL, text, check)
         text += ", each with a mask"
     elif name == "validation":
-        mend = "bash train_3.sh --threshold 0.35 (nothing else needs them)"
+        mend = f"{GIVE_THRESHOLD} (nothing else needs them)"
         return Check(title, WARN, f"{text} without masks", mend)
     return Check(title, OK, text)
 
@@ -96,5 +97,5 @@ def _missing(title: str, folder: Path, wanted: int | None) -> Check:
         return Check(title, FAIL, f"{folder} is missing", mend)
     if folder.name == "validation":
         text = "none: nothing chooses the threshold of the pseudo labels"
-        return Check(title, WARN, text, "bash train_3.sh --threshold 0.35")
+        return Check(title, WARN, text, GIVE_THRESHOLD)
     return Check(title, WARN, "none: nothing to label but train", "SPLIT=train bash train_4.sh")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +15,14 @@ from typing import TypeVar
 import numpy as np
 
 from core import log
-from core.data.folders import ImageItem, class_names, list_images, mask_path, split_folder
+from core.data.folders import (
+    ImageItem,
+    class_names,
+    list_images,
+    mask_path,
+    masks_folder,
+    split_folder,
+)
 from core.errors import UserError, main_guard
 from core.files import write_json
 from core.labels import load_label
@@ -38,12 +44,11 @@ from uss.score_table import (
     format_curve,
     format_result,
 )
+from uss.submission_check import BROKEN_ZIP
 
 Counts = TypeVar("Counts")
 
 STAGE = "evaluate"
-# What numpy raises on files that are truncated or something else.
-_BROKEN_ARRAY = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 # A prediction without threshold is either one archive (arrays "label" and "hundredths", the level
 # in hundredths rounded down, as the pseudo-label sweep keeps them) or a label map with its float32
 # (H, W) level map beside it.
@@ -228,7 +233,7 @@ def labelled_images(data: Path, split: str) -> list[ImageItem]:
         UserError: no such split, no mask folder, or an image without mask.
     """
     items = list_images(split_folder(data, split))
-    masks = Path(data) / f"{split}-segmentation"
+    masks = masks_folder(data, split)
     if not masks.is_dir():
         raise UserError(
             f"{split!r} of {data} has no masks to evaluate against: {masks} does not exist; "
@@ -368,7 +373,7 @@ def _load_level(prediction: Path) -> np.ndarray:
     path = prediction.with_suffix(LEVEL_SUFFIX)
     try:
         level = np.load(path, allow_pickle=False)
-    except _BROKEN_ARRAY as error:
+    except BROKEN_ZIP as error:
         raise UserError(f"level map {path} cannot be read: {error}; make it again") from error
     if not isinstance(level, np.ndarray) or level.ndim != 2 or level.dtype.kind != "f":
         raise UserError(f"level map {path}: expected a 2-D float array; make it again")
@@ -380,8 +385,10 @@ def _load_archive(prediction: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             label, steps = arrays["label"], arrays["hundredths"]
-    except (*_BROKEN_ARRAY, KeyError) as error:
+    except (*BROKEN_ZIP, KeyError) as error:
         raise UserError(f"labels {path} cannot be read: {error}; make them again") from error
+    if label.ndim != 2 or label.dtype.kind not in "iu" or steps.dtype.kind not in "iu":
+        raise UserError(f"labels {path}: expected two 2-D arrays of integers; make them again")
     return label.astype(np.int32), (steps / 100).astype(np.float32)
 
 

@@ -30,12 +30,10 @@ from core.labels import IGNORE
 from uss import data_check
 from uss.config import ARCHS
 from uss.paths import RUNS
-from uss.presets import PRESETS, preset
+from uss.presets import PRESETS, USUAL_THRESHOLD, preset
 
 STAGE = "data split"
 RECORD = "split.json"
-# In this range lies what the published settings take for ImageNet-S50, 300 and 919.
-USUAL_THRESHOLD = 0.35
 _UNUSABLE = ("broken", "oversized", "duplicate", "layout")
 _STEM_BYTES = 150
 _MIN_CLUSTERS = 2

@@ -7,6 +7,11 @@ from dataclasses import replace
 from core.errors import UserError
 from uss.config import ARCHS, Config
 
+#: Of the attention; in this range lies what the published settings take for all ImageNet-S sets.
+USUAL_THRESHOLD = 0.35
+#: The command where there are no validation masks that could choose one.
+GIVE_THRESHOLD = f"bash train_3.sh --threshold {USUAL_THRESHOLD}"
+
 
 def luss50_r50() -> Config:
     """ImageNet-S50, ResNet50: the competition's train_1 and the segmenter of train_4.

@@ -2,9 +2,8 @@
 
 Each mask takes the cluster whose centre is nearest to its mean feature, and the mean attention
 inside it decides whether it counts as foreground; without masks (PASS) each pixel does so. The
-threshold for that is the one that gives
-the validation split its best mIoU: the only place where the pipeline looks at ground truth, and
-it looks at masks of the validation split only.
+threshold for that is the one that gives the validation split its best mIoU: the only place where
+the pipeline looks at ground truth, and it looks at masks of the validation split only.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from uss.image_masks import ImageMasks, MaskSource, mask_source
 from uss.mask_average import LevelledLabel, label_from_masks
 from uss.networks import load_pixel_attention, network_input
 from uss.paths import RunFolder
+from uss.presets import GIVE_THRESHOLD
 from uss.score_table import best_point, curve_dict
 
 STAGE = "pseudo labels"
@@ -192,7 +192,7 @@ def _validation_items(data: Path) -> list[ImageItem]:
     except UserError as error:
         raise UserError(
             f"the threshold is chosen on the validation masks, but {error}; or give one: "
-            "bash train_3.sh --threshold 0.35"
+            f"{GIVE_THRESHOLD}"
         ) from error
 
 

@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.files import sha256_of
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
+MASKS_SUFFIX = "-segmentation"
 _KINDS = ".JPEG, .jpg or .png"
 
 
@@ -104,9 +105,14 @@ def split_folder(data: Path, split: str) -> Path:
     return folder
 
 
+def masks_folder(data: Path, split: str) -> Path:
+    """``<data>/<split>-segmentation``: the ground-truth masks of a split."""
+    return Path(data) / f"{split}{MASKS_SUFFIX}"
+
+
 def mask_path(data: Path, split: str, key: str) -> Path:
     """``<data>/<split>-segmentation/<key>.png``: the ground-truth mask of image ``key``."""
-    return Path(data) / f"{split}-segmentation" / f"{key}.png"
+    return masks_folder(data, split) / f"{key}.png"
 
 
 def class_names(data: Path, split: str) -> list[str]:

@@ -110,6 +110,37 @@ def test_bad_levels_are_named(data, predictions, content):
         threshold_curve(predictions, data, "validation", CLASSES, [0.5])
 
 
+def damaged_inside(path):
+    """A whole archive, whose compressed data is none."""
+    np.savez_compressed(
+        path, label=np.zeros((20, 30), np.uint16), hundredths=np.zeros((20, 30), int)
+    )
+    content = bytearray(path.read_bytes())
+    start = 30 + int.from_bytes(content[26:28], "little") + int.from_bytes(content[28:30], "little")
+    content[start : start + 8] = b"\xff" * 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b"PK\x03\x04 broken"),
+        damaged_inside,
+        lambda path: np.savez(path, label=np.zeros((20, 30), int)),
+        lambda path: np.savez(path, label=np.zeros(3, int), hundredths=np.zeros(3, int)),
+        lambda path: np.savez(path, label=np.zeros((2, 2)), hundredths=np.array([["a"] * 2] * 2)),
+    ],
+)
+def test_bad_archives_are_named(data, tmp_path, spoil):
+    for item in list_images(data / "validation"):
+        archive = tmp_path / "archives" / f"{item.key}.npz"
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(archive, label=np.zeros((20, 30), int), hundredths=np.zeros((20, 30), int))
+    spoil(tmp_path / "archives" / "n00" / "img_0.npz")
+    with pytest.raises(UserError, match="img_0.npz"):
+        threshold_curve(tmp_path / "archives", data, "validation", CLASSES, [0.5])
+
+
 def test_a_threshold_without_levels_is_an_error(data, predictions):
     """The reference leaves such predictions uncut and goes on."""
     (predictions / "n01" / "img_1.npy").unlink()

@@ -11,7 +11,7 @@ from core.data.folders import class_names
 from core.errors import UserError
 from core.files import json_or_empty, sha256_of
 from core.ledger import LEDGER_FOLDER, SETTINGS_FILE
-from uss.deliver import ORIGIN
+from uss.deliver import ORIGIN, has_masks
 from uss.paths import (
     CHECKPOINT,
     CONFIG,
@@ -62,7 +62,7 @@ class Sources:
     @property
     def has_truth(self) -> bool:
         """Whether masks of the split are at hand."""
-        return bool(self.images and (self.images.parent / f"{self.split}-segmentation").is_dir())
+        return bool(self.images and has_masks(self.images.parent, self.images.name))
 
 
 def find(request: Request) -> Sources:
