@@ -167,7 +167,8 @@ def _facts_of(
     if num_classes is not None and found_classes != num_classes:
         raise UserError(
             f"{path}: its head has {found_classes} classes, but {num_classes} were asked for; "
-            f"pass --num-classes {found_classes} or another checkpoint"
+            f"use --set num_classes={found_classes} (test.py: --num-classes {found_classes}) or "
+            f"another checkpoint"
         )
     width = int(state[key].shape[1]) if is_upernet else None
     return SegmenterFacts(found_arch, found_classes, width)

@@ -66,7 +66,7 @@ def test_a_long_image_is_capped_in_both_directions() -> None:
     ("arch", "num_classes", "message"),
     [
         ("resnet50", None, "is a resnet18, but resnet50 was asked for"),
-        ("resnet18", 3, "has 2 classes, but 3 were asked for"),
+        ("resnet18", 3, "has 2 classes, but 3 were asked for; use --set num_classes=2"),
         ("resnet_uppernet18", None, "its head is a 1x1 convolution"),
         ("vgg", None, "unknown architecture 'vgg'"),
     ],
