@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from core.errors import UserError
+from core.files import atomic_write
 
 # Either offers the same SummaryWriter.
 _TENSORBOARD = ("tensorboardX", "torch.utils.tensorboard")
@@ -54,8 +55,8 @@ class Wandb:
         wandb = _first_of("wandb", ("wandb",), "pip install wandb")
         name = folder / _WANDB_ID
         if not name.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            name.write_text(uuid.uuid4().hex, encoding="utf-8")
+            with atomic_write(name, "w") as file:
+                file.write(uuid.uuid4().hex)
         self._run = wandb.init(
             project="uss",
             name=title,

@@ -156,7 +156,3 @@ class ThresholdCurve:
             iou = iou_per_class(confusion, lookup_table(match, self.num_classes))
             points.append(CurvePoint(self.thresholds[step - 1], float(iou.mean()), match))
         return points[::-1]
-
-    def best(self) -> CurvePoint:
-        """The point of highest mIoU; of equals the lowest threshold."""
-        return max(self.points(), key=lambda point: point.miou)

@@ -2,7 +2,7 @@
 running them.
 
 The kind of file is told from its content, never from its name: ``checkpoint.pth.tar`` may be any of
-    them.
+them.
 
 * PyTorch zip: a stored zip with ``<name>/data.pkl`` and one ``<name>/data/<key>`` per storage.
 * PyTorch legacy: four pickles that start with a magic number, then the storages one after the

@@ -54,7 +54,7 @@ class SamAutomaticMaskGenerator:
 
     Raises:
         ValueError: not exactly one of ``points_per_side`` and ``point_grids``, or an unknown output
-        mode.
+            mode.
     """
 
     def __init__(

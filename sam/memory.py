@@ -17,7 +17,7 @@ from core.errors import UserError
 # once (64 at once gain 4 % of the time), and for each point its masks' logits, twice.
 PROMPTS_AT_ONCE = 16
 _PROMPT_MIB, _POINT_MIB = 12, 2
-_OUT_OF_MEMORY = ("out of memory", "alloc", "memory")
+_OUT_OF_MEMORY = ("memory", "alloc")
 
 
 def ask_for(points: int) -> None:

@@ -16,8 +16,6 @@ import numpy as np
 
 from core.errors import UserError
 
-# The classifier of the TinyViT is never run by SAM and was not exported.
-NOT_EXPORTED = ("image_encoder.norm_head.", "image_encoder.head.")
 _BATCH_NORM_EPS = 1e-5
 _DECODER_ROOTS = (
     "transformer",

@@ -4,8 +4,7 @@ and scipy only).
 The official post-processing interpolates every mask to the encoder's 1024 x 1024, cuts off the
 padding and interpolates again to the image. Both steps are linear and separable, so their product
 is one sparse matrix per axis with at most four entries a row: the same numbers (to rounding)
-    without the 1024 x 1024 intermediate, and only for
-the masks that are still wanted.
+without the 1024 x 1024 intermediate, and only for the masks that are still wanted.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def label_from_masks(
         scores: (C, h, w) float, cosine of the feature at each grid place to each cluster centre.
         attention: (h, w) float, mean over the channels of the attention.
         masks: (H, W) bool each, largest first, so that small ones end on top; empty ones are
-        ignored. size_hw: size of the image.
+            ignored.
+        size_hw: size of the image.
         uncovered: what pixels outside every mask become: "pixels" = the label of the nearest grid
             place and their own attention; "background" = 0.
     """

@@ -28,7 +28,7 @@ def cosine(step: int) -> int:
     return sine(step + TURN // 4)
 
 
-# --- outlines: lists of closed contours, each an int array (N, 2) of x, y; a second contour is a ho
+# --- outlines: lists of closed contours, each an int array (N, 2) of x, y; a second one is a hole
 
 
 def _polar(radius: Callable[[float], float], points: int = _POINTS) -> np.ndarray:

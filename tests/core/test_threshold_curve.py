@@ -10,6 +10,7 @@ from core.labels import IGNORE
 from core.matching import match_clusters
 from core.metrics import SegmentationMetrics
 from core.threshold_curve import ThresholdCurve, hundredths
+from uss.score_table import best_point
 
 
 def stored_curve(golden, thresholds):
@@ -46,7 +47,7 @@ def test_golden_evaluator_best_threshold(goldens):
     golden = goldens("D_evaluator_C5")
     run = next(key[: -len(".th")] for key in golden if key.startswith("curve_") and ".th" in key)
     first, last = (int(word) for word in run.split("_")[1:])
-    best = stored_curve(golden, hundredths(first, last)).best()
+    best = best_point(stored_curve(golden, hundredths(first, last)).points())
     assert best.threshold == pytest.approx(float(golden[f"{run}.th"]))
     assert best.miou * 100 == pytest.approx(float(golden[f"{run}.mIoU"]), abs=1e-3)
 
