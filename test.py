@@ -19,11 +19,10 @@ import core.packages  # noqa: F401  (first: it ends where packages are missing)
 from core import config as core_config
 from core.data.images import MAX_PIXELS
 from core.errors import UserError, main_guard
-from core.files import read_json
 from uss.__main__ import record_time
 from uss.config import Config
-from uss.paths import CHECKPOINT, CONFIG, DEFAULT_DATA, RUNS, WEIGHTS, RunFolder
-from uss.presets import PRESETS, preset
+from uss.paths import CHECKPOINT, DEFAULT_DATA, RUNS, WEIGHTS, RunFolder
+from uss.presets import PRESETS, preset_or_trained
 from uss.products import PUBLISHED_SEGMENTER
 from uss.refined_run import RefinedRun, run_refined
 from uss.refiner import IMAGE_TIMEOUT_S
@@ -133,20 +132,12 @@ def _segmenter(options: argparse.Namespace, run: RunFolder) -> Path:
 
 def _config(options: argparse.Namespace, pretrained: Path) -> Config:
     """Settings of --preset, else those that the segmenter was trained with, then the flags."""
-    beside = pretrained.parent / CONFIG
-    if options.preset:
-        config = preset(options.preset, Config().arch)
-    elif beside.is_file():
-        content = read_json(beside, "the settings of a run")
-        config = core_config.from_dict(Config, content, str(beside))
-    else:
-        config = Config()
     assignments = list(options.set)
     if options.max_res is not None:
         assignments.append(f"predict.max_res={options.max_res}")
     if options.masks:
         assignments.append(f"masks.source={options.masks}")
-    return core_config.override(config, assignments)
+    return core_config.override(preset_or_trained(options.preset, pretrained), assignments)
 
 
 if __name__ == "__main__":

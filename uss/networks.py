@@ -113,28 +113,40 @@ def segmenter_facts(
     return _facts_of(state_dict_of(path), path, arch, num_classes)
 
 
-def load_segmenter(path: Path, fixed_pool: bool = False) -> Any:
-    """The fine-tuned network of a checkpoint, in eval mode, with ``.arch`` and ``.num_classes``.
+def load_segmenter(
+    path: Path, arch: str | None = None, num_classes: int | None = None, fixed_pool: bool = False
+) -> tuple[Any, SegmenterFacts]:
+    """The fine-tuned network of a checkpoint, in eval mode, and its facts.
 
     Args:
-        path: any checkpoint file that ``core.torch_reader`` reads.
+        path, arch, num_classes: see :func:`segmenter_facts`.
         fixed_pool: how a UPerNet pools its pyramid.
 
     Raises:
-        UserError: not a segmentation checkpoint.
+        UserError: not a segmentation checkpoint, or not what was asked for.
     """
     from models.pass_net import PlainSegmenter
     from models.upernet import UPerNet
 
     state = state_dict_of(path)
-    facts = _facts_of(state, path, None, None)
+    facts = _facts_of(state, path, arch, num_classes)
     if facts.head_width is None:
         model = PlainSegmenter(facts.arch, facts.num_classes)
     else:
         model = UPerNet(facts.arch, facts.num_classes, facts.head_width, fixed_pool)
     load_state(model, state, str(path))
     model.eval()
-    return model
+    return model, facts
+
+
+def mean_attention(model: Any, rgb: np.ndarray, resize: int, square: bool = False) -> np.ndarray:
+    """(h, w) float32 in 0..1: attention of a uint8 RGB image (H, W, 3), averaged over channels, on
+    the grid of the network that :func:`load_pixel_attention` gave.
+    """
+    from core.runtime import jt
+
+    with jt.no_grad():
+        return model.attention_map(jt.array(network_input(rgb, resize, square))).numpy()[0, 0]
 
 
 def network_input(rgb: np.ndarray, resize: int, square: bool = False) -> np.ndarray:

@@ -88,8 +88,7 @@ def _predict_split(
     work = Worklist(folder, {**decisive, "data": str(data)})
 
     def predict(item: ImageItem) -> bytes:
-        rgb = load_rgb(item.path)
-        return png_of_label(segmenter.label(segmenter.logits(rgb), rgb.shape[:2]))
+        return png_of_label(segmenter(load_rgb(item.path)))
 
     work.run(items, predict, f"{STAGE} {split}")
     distributed.barrier()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+from core import config as core_config
 from core.errors import UserError
+from core.files import read_json
 from uss.config import ARCHS, Config
+from uss.paths import CONFIG
 
 #: Of the attention; in this range lies what the published settings take for all ImageNet-S sets.
 USUAL_THRESHOLD = 0.35
@@ -259,3 +263,18 @@ def preset(name: str, arch: str | None = None) -> Config:
     if arch not in ARCHS:
         raise UserError(f"unknown architecture {arch!r}: expected one of {', '.join(ARCHS)}")
     return PRESETS[name](arch)
+
+
+def preset_or_trained(name: str | None, checkpoint: Path | None) -> Config:
+    """The configuration of preset ``name``, else the one beside a checkpoint with which it was
+    trained, else the defaults.
+
+    Raises:
+        UserError: an unknown preset, or a broken configuration beside the checkpoint.
+    """
+    beside = checkpoint.parent / CONFIG if checkpoint else None
+    if name is not None:
+        return preset(name)
+    if beside is None or not beside.is_file():
+        return Config()
+    return core_config.from_dict(Config, read_json(beside, "the settings of a run"), str(beside))

@@ -92,8 +92,7 @@ class Refiner:
 
     def network_only(self, item: ImageItem) -> bytes:
         """The unrefined label map as PNG, without any mask."""
-        rgb = load_rgb(item.path, self._setup.max_pixels)
-        return png_of_label(self._segmenter.label(self._segmenter.logits(rgb), rgb.shape[:2]))
+        return png_of_label(self._segmenter(load_rgb(item.path, self._setup.max_pixels)))
 
     @contextlib.contextmanager
     def _timed(self, clock: _Clock) -> Iterator[None]:

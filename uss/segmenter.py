@@ -11,7 +11,7 @@ import numpy as np
 
 from core.files import sha256_of
 from uss.config import Predict as Settings
-from uss.networks import load_segmenter, network_input, segmenter_facts
+from uss.networks import load_segmenter, network_input
 
 
 class Segmenter:
@@ -32,9 +32,12 @@ class Segmenter:
         arch: str | None = None,
         num_classes: int | None = None,
     ) -> None:
-        self.facts = segmenter_facts(path, arch, num_classes)
-        self._model = load_segmenter(path, settings.fixed_pool)
+        self._model, self.facts = load_segmenter(path, arch, num_classes, settings.fixed_pool)
         self._settings = settings
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+        """Label map (H, W) int32 of a uint8 RGB image (H, W, 3)."""
+        return self.label(self.logits(rgb), rgb.shape[:2])
 
     def logits(self, rgb: np.ndarray) -> np.ndarray:
         """Logits (C + 1, h, w) float32 of a uint8 RGB image (H, W, 3), at the network's output

@@ -23,7 +23,7 @@ from core import log
 from core.data.folders import ImageItem
 from core.data.images import load_rgb
 from core.errors import UserError
-from core.files import atomic_write, read_json, sha256_of
+from core.files import atomic_write, sha256_of
 from core.labels import decode
 from core.matching import read_match
 from core.report import label_colours, overlay
@@ -31,9 +31,9 @@ from uss import products
 from uss.config import ARCHS, Config
 from uss.data_check import walk_images
 from uss.deliver import kept_match
-from uss.networks import load_pixel_attention, network_input
-from uss.paths import CHECKPOINT, CONFIG, RUNS, VALIDATION, RunFolder
-from uss.presets import PRESETS, preset
+from uss.networks import load_pixel_attention, mean_attention
+from uss.paths import CHECKPOINT, RUNS, VALIDATION, RunFolder
+from uss.presets import PRESETS, preset_or_trained
 
 STAGE = "visualize"
 _LINE = 20  # pixels of a line of the legend
@@ -125,13 +125,7 @@ def _target(folder: Path, image: Path, kind: str, taken: set[Path]) -> Path:
 
 def _config(options: argparse.Namespace, path: Path | None) -> Config:
     """Settings of --preset, else those that the network was trained with; then --set."""
-    beside = path.parent / CONFIG if path else None
-    if options.preset is None and beside is not None and beside.is_file():
-        content = read_json(beside, "the settings of a run")
-        config = core_config.from_dict(Config, content, str(beside))
-    else:
-        config = preset(options.preset or Config().preset)
-    return core_config.override(config, options.set)
+    return core_config.override(preset_or_trained(options.preset, path), options.set)
 
 
 def _segmenter_path(options: argparse.Namespace, run: RunFolder) -> Path:
@@ -147,7 +141,7 @@ def _predictions(options: argparse.Namespace, run: RunFolder) -> Iterator[Painte
     names = _names(options, run, path, segmenter.facts.num_classes)
 
     def paint(_: Path, rgb: np.ndarray) -> Image.Image:
-        return labelled(rgb, segmenter.label(segmenter.logits(rgb), rgb.shape[:2]), names)
+        return labelled(rgb, segmenter(rgb), names)
 
     yield paint
 
@@ -191,18 +185,13 @@ def _masks(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
 
 @contextlib.contextmanager
 def _attention(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
-    from core.runtime import jt
-
     given = RunFolder(run.root, given_checkpoint=options.pretrained)
     path = products.pixel_attention(given, options.arch)
     model = load_pixel_attention(path, options.arch)
     settings = _config(options, path).pseudo_labels
 
     def paint(_: Path, rgb: np.ndarray) -> Image.Image:
-        image = network_input(rgb, settings.resize, settings.square)
-        with jt.no_grad():
-            level = model.attention_map(jt.array(image)).numpy()[0, 0]
-        return heated(rgb, level)
+        return heated(rgb, mean_attention(model, rgb, settings.resize, settings.square))
 
     yield paint
 

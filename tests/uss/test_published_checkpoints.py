@@ -136,7 +136,7 @@ def test_finetuned(tmp_path: Path, writer: Callable[[Path, State], Path]) -> Non
     state = random_state(PlainSegmenter("resnet18", 2), 2)
     path = writer(tmp_path / "pass50_finetuning.pth.tar", state)
     assert segmenter_facts(path, "resnet18", 2).name == "ResNet18-1x1 convolution"
-    model = load_segmenter(path)
+    model, _ = load_segmenter(path)
     assert isinstance(model, PlainSegmenter)
     assert_holds(model, state)
 
@@ -144,7 +144,7 @@ def test_finetuned(tmp_path: Path, writer: Callable[[Path, State], Path]) -> Non
 @containers
 def test_upernet(tmp_path: Path, writer: Callable[[Path, State], Path]) -> None:
     state = random_state(UPerNet("resnet18", 2, 8), 3)
-    model = load_segmenter(writer(tmp_path / "checkpoint.pth.tar", state))
+    model, _ = load_segmenter(writer(tmp_path / "checkpoint.pth.tar", state))
     assert isinstance(model, UPerNet)
     assert_holds(model, state)
 

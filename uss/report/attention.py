@@ -10,7 +10,7 @@ import numpy as np
 from core.errors import UserError
 from core.files import json_or_empty
 from uss.config import ARCHS, PseudoLabels
-from uss.networks import load_pixel_attention, network_input
+from uss.networks import load_pixel_attention, mean_attention
 from uss.paths import CHECKPOINT, RunFolder
 from uss.report.sources import setting
 
@@ -41,8 +41,4 @@ class AttentionMaps:
         """(h, w) float32 in 0..1: attention of a uint8 RGB image (H, W, 3), averaged over
         channels, on the network's own grid.
         """
-        from core.runtime import jt
-
-        image = network_input(rgb, self._resize, self._square)
-        with jt.no_grad():
-            return self._model.attention_map(jt.array(image)).numpy()[0, 0]
+        return mean_attention(self._model, rgb, self._resize, self._square)
