@@ -293,6 +293,26 @@ def test_a_phone_scrolls_only_down(opened: Any, shoot: Callable[[str], None]) ->
     assert opened.execute_script(wide) == 0
 
 
+def test_on_a_phone_the_text_of_a_chart_is_whole_and_apart(opened: Any) -> None:
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    titles = """
+        const box = (part) => part.getBoundingClientRect();
+        return [...arguments[0].querySelectorAll('.xtitle, .x2title')].map(t => [box(t).left, box(t).right])
+            .sort((a, b) => a[0] - b[0]);
+    """
+    outside = """
+        return [...arguments[0].querySelectorAll('.bartext')].filter((text) => {
+            const whole = text.closest('svg').getBoundingClientRect();
+            return text.getBoundingClientRect().right > whole.right;
+        }).map((text) => text.textContent);
+    """
+    opened.refresh()
+    spans = opened.execute_script(titles, show(opened, "#chart-masks"))
+    assert len(spans) == 2 and spans[0][1] < spans[1][0], spans
+    for selector in ("#refinement", "#training"):
+        assert opened.execute_script(outside, show(opened, selector)) == []
+
+
 def test_every_chart_and_image_is_saved_as_png(opened: Any, downloads: Path, shots: Path) -> None:
     for old in downloads.iterdir():
         old.unlink()

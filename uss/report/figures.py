@@ -232,7 +232,7 @@ def masks_chart(counts: Sequence[int], shares: Sequence[float]) -> Chart:
     )
     figure.update_xaxes(title_text="masks an image", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="images", row=1, col=1)
-    figure.update_xaxes(title_text="% of the image in a mask", range=[0, 100], row=1, col=2)
+    figure.update_xaxes(title_text="% of the image", range=[0, 100], row=1, col=2)
     figure.update_yaxes(title_text="masks", row=1, col=2)
     _finish(figure, 300)
     alt = (
@@ -270,6 +270,7 @@ def _rows(values: dict[str, float], texts: list[str], title: str, hover: str) ->
     figure.update_xaxes(title_text=title, range=[0, 1.2 * top or 1])
     figure.update_yaxes(autorange="reversed", automargin=True)
     _finish(figure, 90 + _PART_ROW_PX * len(values))
+    figure.update_layout(margin_r=56)  # room for the text behind the longest bar on a phone
     return figure
 
 
