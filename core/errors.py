@@ -25,8 +25,12 @@ from typing import Callable, TypeVar
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-# What a system answers that has no room, or does not let this user in.
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+# What a system answers that has no room, does not let this user in, or where a file has the name of
+# a wanted folder or a folder that of a file.
+_REFUSALS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+)
 
 Main = TypeVar("Main", bound=Callable[..., int])
 
@@ -69,7 +73,8 @@ def main_guard(main: Main) -> Main:
         except Exception as error:
             text = _to_mend(error)
             if text is not None:
-                print(f"error: {text}", file=sys.stderr, flush=True)
+                # Names of files may hold line breaks.
+                print("error:", text.replace("\n", "\\n"), file=sys.stderr, flush=True)
                 return _leave(EXIT_USER_ERROR)
             if under_mpi():
                 traceback.print_exc()
@@ -92,7 +97,7 @@ def _to_mend(error: Exception) -> str | None:
     if not isinstance(error, OSError) or error.errno not in _REFUSALS:
         return None
     return (
-        f"{error.filename or 'a file cannot be written'}: {error.strerror}; what was finished is "
+        f"{error.filename2 or error.filename or 'a file cannot be written'}: {error.strerror}; what was finished is "
         "kept: mend this and run the same command again"
     )
 

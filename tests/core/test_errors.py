@@ -33,6 +33,10 @@ def end_of(body: str) -> subprocess.CompletedProcess[str]:
     [
         ("open('/dev/full', 'wb', buffering=0).write(b'x')", "No space left on device"),
         ("raise OSError(30, 'Read-only file system', '/data/run')", "/data/run: Read-only"),
+        ("os.mkdir('/dev/null')", "/dev/null: File exists"),
+        ("os.mkdir('/dev/null/a')", "/dev/null/a: Not a directory"),
+        ("open('/')", "/: Is a directory"),
+        ("raise PermissionError(13, 'Permission denied', 'a\\nb')", "a\\nb: Permission denied"),
         ("raise PermissionError(13, 'Permission denied', '/data/a')", "/data/a: Permission denied"),
     ],
 )
