@@ -61,7 +61,7 @@ class Names:
 
 
 def main(arguments: list[str]) -> int:
-    """Paint every image in every way that was asked for."""
+    """Paint every image in every way that was asked for; 1 where one cannot be read."""
     options = _parser().parse_args(arguments)
     images = list(_images(options.images))
     name = options.preset or Config().preset
@@ -69,15 +69,23 @@ def main(arguments: list[str]) -> int:
     if options.run is not None and not options.run.is_dir():
         raise UserError(f"{options.run} is not a folder; name the run folder (runs/PRESET)")
     taken: set[Path] = set()
+    broken: dict[Path, str] = {}
     for kind in dict.fromkeys(options.show or ["prediction"]):
         with _PAINTERS[kind](options, run) as paint:
             for path in log.progress(images, f"{STAGE} {kind}", len(images)):
-                picture = paint(path, load_rgb(path))
+                try:
+                    rgb = load_rgb(path)
+                except UserError as error:
+                    broken[path] = str(error)
+                    continue
+                picture = paint(path, rgb)
                 target = _target(options.out, path, kind, taken)
                 with atomic_write(target) as file:
                     picture.save(file, format="PNG")
+    for text in broken.values():
+        log.warn(STAGE, text)
     log.info(STAGE, f"{len(taken)} pictures in {options.out}")
-    return 0
+    return int(bool(broken))
 
 
 def _parser() -> argparse.ArgumentParser:

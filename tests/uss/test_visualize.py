@@ -89,7 +89,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command(
     photos: Path, tmp_path: Path, plain_checkpoint: Path, attention_checkpoint: Path
 ) -> None:
-    """All kinds of pictures of a folder and a file, with the networks of a run."""
+    """All kinds of pictures of a folder, with the networks of a run; a broken image is named."""
     run = RunFolder(tmp_path / "run")
     for source, folder in (
         (plain_checkpoint, run.segmenter),
@@ -97,12 +97,14 @@ def test_the_command(
     ):
         folder.mkdir(parents=True)
         shutil.copy(source, folder / CHECKPOINT)
+    (photos / "a" / "not.jpg").write_text("no image")
     kinds = ("prediction", "refined", "masks", "attention")
     flags = [part for kind in kinds for part in ("--show", kind)]
     settings = ["--preset", "demo", "--set", "masks.source=superpixels"]
     out = tmp_path / "out"
     done = command(str(photos), *flags, *settings, "--run", str(run.root), "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("not.jpg: not a readable") == 1
     wanted = {f"{stem}_{kind}.png" for stem in ("one", "one_2", "two") for kind in kinds}
     assert {path.name for path in out.iterdir()} == wanted
     for name in wanted:
