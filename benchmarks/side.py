@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compare import load_suite
-from core.resident import resident_mib
+from core.memory import resident_mib
 
 
 def main(arguments: list[str]) -> None:

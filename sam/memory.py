@@ -6,12 +6,11 @@ kernel does not survive an allocation that failed. So memory is asked for before
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from core import log
 from core.errors import UserError
+from core.memory import machine_bytes
 
 # What decoding takes, measured: image places for each of the prompts that the decoder works on at
 # once (64 at once gain 4 % of the time), and for each point its masks' logits, twice.
@@ -55,26 +54,5 @@ def halved(points: int, error: Exception) -> int:
 
 def _free_mib() -> float | None:
     """Memory that this process may still take, in MiB; None where the system does not say."""
-    limits = [mib for mib in (_meminfo_mib(), _cgroup_mib()) if mib is not None]
-    return min(limits) if limits else None
-
-
-def _meminfo_mib(path: Path = Path("/proc/meminfo")) -> float | None:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) / 1024
-    return None
-
-
-def _cgroup_mib(folder: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """What a container's limit leaves (cgroup v2)."""
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else (int(limit) - used) / 2**20
+    found = machine_bytes()
+    return None if found is None else found[1] / 2**20

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from core import config as core_config
 from core import log, runtime
+from core.memory import machine_bytes
 from uss import doctor_checks as checks
 from uss import doctor_data, doctor_estimate, doctor_gpu
 from uss.config import Config
@@ -135,10 +136,10 @@ def _print_estimate(rows: list[Row], name: str, exact: bool) -> None:
     )
     print(doctor_estimate.format_rows(rows))
     wanted = max((row.memory_mib or 0.0 for row in rows), default=0.0) * 2**20
-    _, free = checks.memory_bytes()
-    if wanted > free:
+    found = machine_bytes()
+    if found is not None and wanted > found[1]:
         log.warn(
             STAGE,
-            f"up to {wanted / checks.GIB:.1f} GiB wanted, {free / checks.GIB:.1f} GiB available: "
-            "use smaller batches (--set pretrain.batch_size=...) or more processes (LAUNCH)",
+            f"up to {wanted / checks.GIB:.1f} GiB wanted, {found[1] / checks.GIB:.1f} GiB "
+            "available: use smaller batches (--set pretrain.batch_size=...) or more processes (LAUNCH)",
         )

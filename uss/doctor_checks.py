@@ -23,6 +23,7 @@ from core import runtime
 from core.checkpoint import is_whole
 from core.errors import UserError
 from core.files import sha256_of
+from core.memory import machine_bytes
 from core.parallel import usable_cores
 from uss import weights
 from uss.paths import PROJECT_ROOT
@@ -196,27 +197,12 @@ def cpu() -> Check:
     return Check("CPU", OK, text)
 
 
-def memory_bytes() -> tuple[int, int]:
-    """(all, available) bytes of memory that this process may use: the container's limit counts."""
-    total = _kib("MemTotal:")
-    free = _kib("MemAvailable:")
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            most, now = int(Path(limit).read_text()), int(Path(used).read_text())
-            if most < total:
-                return most, min(free, most - now)
-    return total, free
-
-
 def memory() -> Check:
     """Memory that is free now."""
-    total, free = memory_bytes()
+    found = machine_bytes()
+    if found is None:
+        return Check("memory", WARN, "not known: the system does not say")
+    total, free = found
     text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB available"
     if free >= _ENOUGH_MEMORY:
         return Check("memory", OK, text)
@@ -325,11 +311,6 @@ def _existing(path: Path) -> Path:
 
 def _is_cached() -> bool:
     return any((runtime.cache_dir() / "jittor").glob(".cache/jittor/jt*"))
-
-
-def _kib(name: str) -> int:
-    """A number of /proc/meminfo in bytes."""
-    return int(_first_line(Path("/proc/meminfo"), name).split()[0]) << 10
 
 
 def _first_line(path: Path, start: str) -> str:

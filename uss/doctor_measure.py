@@ -18,7 +18,7 @@ from PIL import Image
 
 from core.data import crops as core_crops
 from core.data.scenes import KINDS, render
-from core.resident import resident_mib
+from core.memory import resident_mib
 from sam.masks import layer_point_grids
 from uss.config import Config
 

@@ -22,7 +22,7 @@ from core.data.images import MAX_PIXELS, load_rgb
 from core.distributed import child_environment
 from core.errors import StopWork, UserError
 from core.labels import png_of_label
-from core.resident import resident_mib
+from core.memory import resident_mib
 from core.worklist import Made
 from sam.masks import Record
 from uss.config import Config

@@ -33,7 +33,7 @@ def test_not_where_reserved_memory_counts_as_used(monkeypatch, tmp_path):
 
 _RESERVED = """
 from core import arena
-from core.resident import resident_mib
+from core.memory import resident_mib
 from core.runtime import jt
 
 before = resident_mib()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from core.memory import container_bytes
 from sam import memory
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -105,7 +106,11 @@ def test_free_memory_is_asked_for_before_a_batch(
 def test_a_container_s_limit_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1073741824\n")
     (tmp_path / "memory.current").write_text("536870912\n")
-    assert memory._cgroup_mib(tmp_path) == 512
+    assert container_bytes(tmp_path) == (1 << 30, 512 << 20)
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._cgroup_mib(tmp_path) is None
-    assert memory._cgroup_mib(tmp_path / "absent") is None
+    assert container_bytes(tmp_path) is None
+    assert container_bytes(tmp_path / "absent") is None
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1073741824\n")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("805306368\n")
+    assert container_bytes(tmp_path) == (1 << 30, 256 << 20)

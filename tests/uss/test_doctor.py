@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from core import runtime
+from core.memory import machine_bytes
 from uss import doctor_checks as checks
 from uss import doctor_data, doctor_gpu, weights
 from uss.doctor_checks import FAIL, OK, WARN
@@ -135,11 +136,13 @@ def test_mpi_without_its_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    total, free = checks.memory_bytes()
-    assert 0 < free <= total
+    found = machine_bytes()
+    assert found is not None and 0 < found[1] <= found[0]
     for gib, state in ((2, FAIL), (5, WARN), (9, OK)):
-        monkeypatch.setattr(checks, "memory_bytes", lambda gib=gib: (16 << 30, gib << 30))
+        monkeypatch.setattr(checks, "machine_bytes", lambda gib=gib: (16 << 30, gib << 30))
         assert checks.memory().state == state
+    monkeypatch.setattr(checks, "machine_bytes", lambda: None)
+    assert checks.memory().state == WARN
 
 
 def test_disk_and_write_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
