@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.processes import one_line_error
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -18,15 +20,6 @@ def call(command: list[str], cwd: Path, **environment: str) -> subprocess.Comple
     """Run a command with the test's interpreter as PYTHON and return what it printed."""
     env = {**os.environ, "PYTHON": sys.executable, **environment}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-
-
-def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
-    """The error line of a run that failed as a user should see it."""
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 @pytest.fixture

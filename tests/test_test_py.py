@@ -21,14 +21,7 @@ from PIL import Image
 
 from core.labels import load_label, save_label
 from tests.calls_of_test_py import call, command, on_test_split
-
-
-def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
+from tests.processes import one_line_error
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (48, 64)) -> None:

@@ -141,5 +141,6 @@ def _print_estimate(rows: list[Row], name: str, exact: bool) -> None:
         log.warn(
             STAGE,
             f"up to {wanted / checks.GIB:.1f} GiB wanted, {found[1] / checks.GIB:.1f} GiB "
-            "available: use smaller batches (--set pretrain.batch_size=...) or more processes (LAUNCH)",
+            "available: use smaller batches (--set pretrain.batch_size=...) or more processes "
+            "(LAUNCH)",
         )

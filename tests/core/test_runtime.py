@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from core import runtime
+from tests.processes import only
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = "(jt.rand(4, 5) @ jt.rand(5, 6)).sum().numpy()"
@@ -195,16 +195,6 @@ print("alive")
 """
     done = python(code, environment)
     assert done.stdout == "alive\n", done.stderr
-
-
-def only(folder: Path, *programs: str) -> str:
-    """A PATH that holds nothing but ``programs``."""
-    folder.mkdir()
-    for program in programs:
-        found = shutil.which(program)
-        assert found is not None
-        (folder / program).symlink_to(found)
-    return str(folder)
 
 
 START = GUARDED.format(body="from core import runtime; runtime.start()")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,22 +13,13 @@ import pytest
 
 from core import runtime
 from core.memory import machine_bytes
+from tests.processes import only
 from uss import doctor_checks as checks
 from uss import doctor_data, doctor_gpu, weights
 from uss.doctor_checks import FAIL, OK, WARN
 from uss.presets import preset
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def only(folder: Path, *programs: str) -> str:
-    """A PATH that holds nothing but ``programs``."""
-    folder.mkdir()
-    for program in programs:
-        found = shutil.which(program)
-        assert found is not None
-        (folder / program).symlink_to(found)
-    return str(folder)
 
 
 def program(path: Path, text: str) -> Path:
