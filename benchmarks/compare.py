@@ -24,6 +24,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.log import info, warn
+from core.parallel import usable_cores
 
 STAGE = "benchmarks"
 SIDES = ("ours", "torch")
@@ -144,7 +145,7 @@ def measure(suite: Suite, names: list[str], runs: int) -> list[Outcome]:
     Raises:
         UserError: a side's process failed; what it printed is on stderr.
     """
-    cores = _cores()
+    cores = usable_cores()
     load = os.getloadavg()[0]
     info(STAGE, f"{_processor()}, {cores} cores for each side, median of {runs} runs")
     if load > cores / 4:
@@ -230,7 +231,7 @@ def _side_process(
     module: str, name: str, side: str, inputs: Inputs, folder: Path
 ) -> Iterator[_SideProcess]:
     arguments = [module, name, side, json.dumps(dict(inputs)), _result_path(folder, name, side)]
-    threads = str(_cores())
+    threads = str(usable_cores())
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": threads,
@@ -260,10 +261,6 @@ def _result_path(folder: Path, name: str, side: str) -> Path:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _processor() -> str:

@@ -68,6 +68,14 @@ def colour_label(label: np.ndarray) -> np.ndarray:
     return picture
 
 
+def heat(level: np.ndarray) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of values 0..1, from blue to yellow, in colours whose lightness rises
+    with them.
+    """
+    steps = np.clip(255 * level, 0, 255).astype(np.uint8)
+    return cv2.applyColorMap(steps, cv2.COLORMAP_CIVIDIS)[..., ::-1]
+
+
 def overlay(rgb: np.ndarray, label: np.ndarray, opacity: float = 0.6) -> np.ndarray:
     """uint8 RGB (H, W, 3): the regions of ``label`` (H, W) tinted and outlined, background dimmed.
 

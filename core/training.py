@@ -208,9 +208,7 @@ def train_step(
     optimizer.step(loss, rate, task.frozen(step))
     # Everything of this iteration is computed here, so that nothing of it stays in memory.
     jt.sync_all()
-    if distributed.world_size() > 1:
-        values = distributed.all_reduce_mean(values)
-    *means, saves = values.numpy().tolist()
+    *means, saves = distributed.all_reduce_mean(values).numpy().tolist()
     return dict(zip(("loss", *parts), means)), saves > 0
 
 

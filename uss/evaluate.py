@@ -23,7 +23,7 @@ from core.data.folders import (
     masks_folder,
     split_folder,
 )
-from core.errors import UserError, main_guard
+from core.errors import UserError
 from core.files import write_json
 from core.labels import load_label
 from core.matching import match_clusters, read_match, write_match
@@ -298,10 +298,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@main_guard
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = build_parser().parse_args(argv)
+def main(arguments: list[str]) -> int:
+    """Run on the command line's arguments; returns the exit code."""
+    args = build_parser().parse_args(arguments)
     num_classes = args.num_classes or len(class_names(args.data, args.mode))
     if args.curve:
         return _main_curve(args, num_classes)

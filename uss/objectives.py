@@ -35,12 +35,13 @@ def sinkhorn(logits: Var, epsilon: float, iterations: int) -> Var:
         (B, P) float32 without gradient; after at least one iteration each row sums to 1. Totals are
         taken over all processes, which must hold equally many rows.
     """
+    total_of = distributed.all_reduce_sum
     with jt.no_grad():
         weights = jt.exp(logits / epsilon)  # (B, P): prototypes are the columns here
         rows = logits.shape[0] * distributed.world_size()
-        weights = weights / _total(weights.sum().reshape(1, 1))
+        weights = weights / total_of(weights.sum().reshape(1, 1))
         for _ in range(iterations):
-            weights = weights / (_total(weights.sum(0, keepdims=True)) * logits.shape[1])
+            weights = weights / (total_of(weights.sum(0, keepdims=True)) * logits.shape[1])
             weights = weights / (weights.sum(1, keepdims=True) * rows)
         return (weights * rows).stop_grad()
 
@@ -205,7 +206,3 @@ def _log_softmax(x: Var) -> Var:
     """Logarithm of the softmax over axis 1 of (N, K), exact where probabilities underflow."""
     x = x - x.max(1, keepdims=True).stop_grad()
     return x - jt.log(jt.exp(x).sum(1, keepdims=True))
-
-
-def _total(x: Var) -> Var:
-    return distributed.all_reduce_sum(x) if distributed.world_size() > 1 else x

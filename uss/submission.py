@@ -22,7 +22,7 @@ import numpy as np
 from core import log
 from core.data.folders import ImageItem, class_names, list_images, split_folder
 from core.data.images import image_size
-from core.errors import UserError, main_guard
+from core.errors import UserError
 from core.files import atomic_write
 from core.labels import load_label, png_of_label
 from core.matching import apply_match, identity_match, match_text, read_match
@@ -204,10 +204,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@main_guard
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 1 when ``check`` found problems."""
-    args = build_parser().parse_args(argv)
+def main(arguments: list[str]) -> int:
+    """Run on the command line's arguments; returns the exit code, 1 where ``check`` found
+    problems.
+    """
+    args = build_parser().parse_args(arguments)
     num_classes = args.num_classes or len(class_names(args.data_path, args.mode))
     if args.command == "build":
         return _build(args, num_classes)

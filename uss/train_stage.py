@@ -15,10 +15,11 @@ from core.errors import UserError
 from core.files import sha256_of
 from core.train_options import TrainOptions
 from uss.config import Config
+from uss.data_check import MIN_SIDE
 from uss.objectives import Queue
 from uss.paths import CONFIG, LOG
 
-MIN_CROP, MAX_CROP = 32, 4096  # pixels; the trunk's last stage has a stride of 32
+MIN_CROP, MAX_CROP = MIN_SIDE, 4096  # pixels
 
 
 def make_plan(

@@ -26,7 +26,7 @@ from core.errors import UserError
 from core.files import atomic_write, sha256_of
 from core.labels import decode
 from core.matching import read_match
-from core.report import label_colours, overlay
+from core.report import heat, label_colours, overlay
 from uss import products
 from uss.config import ARCHS, Config
 from uss.data_check import walk_images
@@ -262,9 +262,9 @@ def heated(rgb: np.ndarray, level: np.ndarray) -> Image.Image:
     low, high = float(level.min()), float(level.max())
     spread = np.asarray((full - low) / max(high - low, 1e-6))
     grey = rgb.mean(axis=2, keepdims=True)
-    mixed = (0.65 * _heat(spread) + 0.35 * grey).round().astype(np.uint8)
+    mixed = (0.65 * heat(spread) + 0.35 * grey).round().astype(np.uint8)
     picture = with_legend(mixed, [(None, f"attention, mean {level.mean():.2f}")])
-    scale = _heat(np.tile(np.linspace(0, 1, picture.width, dtype=np.float32), (_BAR, 1)))
+    scale = heat(np.tile(np.linspace(0, 1, picture.width, dtype=np.float32), (_BAR, 1)))
     page = Image.new("RGB", (picture.width, picture.height + _BAR + _LINE), _PAPER)
     page.paste(picture, (0, 0))
     page.paste(Image.fromarray(scale), (0, picture.height))
@@ -289,12 +289,6 @@ def with_legend(
             draw.rectangle((4, top + 2, 4 + _FONT, top + 2 + _FONT), colour, _INK)
         draw.text((4 if colour is None else 10 + _FONT, top + 1), text, _INK, font)
     return page
-
-
-def _heat(level: np.ndarray) -> np.ndarray:
-    """uint8 RGB (H, W, 3) of values 0..1, in colours whose lightness rises with them."""
-    steps = np.clip(255 * level, 0, 255).astype(np.uint8)
-    return cv2.applyColorMap(steps, cv2.COLORMAP_CIVIDIS)[..., ::-1]
 
 
 def _places(label: np.ndarray) -> Iterator[tuple[int, tuple[int, int]]]:

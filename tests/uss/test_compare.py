@@ -11,8 +11,9 @@ from PIL import Image
 
 from core.data.folders import mask_path
 from core.labels import IGNORE, save_label
+from uss.__main__ import main
 from uss.compare import compare
-from uss.evaluate import evaluate, main
+from uss.evaluate import evaluate
 
 KEYS = ("n00/better", "n00/same", "n01/worse", "n01/unjudged")
 
@@ -60,7 +61,7 @@ def test_scores_and_gains(data: Path, tmp_path: Path) -> None:
 def test_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", data, "--predictions", tmp_path / "after", "-c", 2]
     arguments += ["--compare", tmp_path / "before", "--output", tmp_path / "gains.json"]
-    assert main(list(map(str, arguments))) == 0
+    assert main(["evaluate", *map(str, arguments)]) == 0
     printed = capsys.readouterr().out
     assert "mIoU by image: 1 better, 1 worse, 1 the same" in printed
     lines = printed.splitlines()
@@ -74,6 +75,6 @@ def test_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     kept = json.loads((tmp_path / "gains.json").read_text())
     assert kept["images"]["n00/same"] == [pytest.approx(1), pytest.approx(1)]
     (tmp_path / "before" / "n00" / "same.png").unlink()
-    assert main(list(map(str, arguments))) == 2
+    assert main(["evaluate", *map(str, arguments)]) == 2
     assert "n00/same" in capsys.readouterr().err
-    assert main([*map(str, arguments), "--threshold", "0.5"]) == 2
+    assert main(["evaluate", *map(str, arguments), "--threshold", "0.5"]) == 2

@@ -14,7 +14,8 @@ from core.labels import IGNORE, load_label, save_label
 from core.matching import apply_match, read_match
 from core.metrics import SegmentationMetrics
 from core.threshold_curve import hundredths
-from uss.evaluate import evaluate, main, threshold_curve
+from uss.__main__ import main
+from uss.evaluate import evaluate, threshold_curve
 
 CLASSES = 3
 ROTATION = {0: 0, 1: 2, 2: 3, 3: 1}  # prediction id -> class id
@@ -168,22 +169,22 @@ def test_split_without_masks(data, predictions):
 def test_command_prints_a_table_and_writes_the_match(data, predictions, tmp_path, capsys):
     match = tmp_path / "match.json"
     command = ["--data", str(data), "--predictions", str(predictions)]
-    assert main([*command, "--classes", "--write-match", str(match)]) == 0
+    assert main(["evaluate", *command, "--classes", "--write-match", str(match)]) == 0
     table = capsys.readouterr().out
     assert "mIoU       80.48" in table and "n02" in table and "found on these images" in table
     assert read_match(match, CLASSES) == ROTATION
-    assert main([*command, "--match-file", str(match), "--no-boundary"]) == 0
+    assert main(["evaluate", *command, "--match-file", str(match), "--no-boundary"]) == 0
     table = capsys.readouterr().out
     assert "mIoU       80.48" in table and "given" in table and "BIoU" not in table
 
 
 def test_command_prints_the_curve(data, predictions, tmp_path, capsys):
     command = ["--data", str(data), "--predictions", str(predictions), "-c", "3", "--curve"]
-    assert main([*command, "--max", "3", "--output", str(tmp_path / "curve.json")]) == 0
+    assert main(["evaluate", *command, "--max", "3", "--output", str(tmp_path / "curve.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and lines[-1].startswith("best threshold 0.00")
     assert len(json.loads((tmp_path / "curve.json").read_text())["curve"]) == 4
-    assert main([*command, "--min", "5", "--max", "3"]) == 2
+    assert main(["evaluate", *command, "--min", "5", "--max", "3"]) == 2
     assert "hundredths" in capsys.readouterr().err
 
 
@@ -191,7 +192,7 @@ def test_command_refuses_a_match_of_another_class_count(data, predictions, tmp_p
     match = tmp_path / "match.json"
     match.write_text('{"0": 0, "1": 1}')
     command = ["--data", str(data), "--predictions", str(predictions)]
-    assert main([*command, "--match-file", str(match)]) == 2
+    assert main(["evaluate", *command, "--match-file", str(match)]) == 2
     assert "3 classes" in capsys.readouterr().err
 
 

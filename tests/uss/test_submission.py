@@ -19,7 +19,8 @@ from core.errors import UserError
 from core.labels import load_label, png_of_label, save_label
 from core.matching import match_text, read_match
 from tests.conftest import ROOT
-from uss.submission import Method, build_zip, check_zip, main
+from uss.__main__ import main
+from uss.submission import Method, build_zip, check_zip
 
 CLASSES = 3
 MATCH = {0: 0, 1: 2, 2: 3, 3: 1}
@@ -113,8 +114,8 @@ def test_missing_predictions_can_be_filled(predictions, items, tmp_path, data, c
     match.write_text(match_text(MATCH))
     where = ["--data_path", str(data), "--mode", "test", "-c", "3", "--match-file", str(match)]
     build = ["build", str(predictions), str(path), *where]
-    assert main(build) == 2 and not path.exists()
-    assert main([*build, "--allow-missing"]) == 0
+    assert main(["submission", *build]) == 2 and not path.exists()
+    assert main(["submission", *build, "--allow-missing"]) == 0
     assert "2 of 3 predictions are empty ones: n01/b, n02/c" in capsys.readouterr().err
     assert check_zip(path, data, "test", CLASSES) == []
     with zipfile.ZipFile(path) as file:
@@ -355,12 +356,15 @@ def test_command_line(predictions, data, tmp_path, capsys):
     archive = tmp_path / "result.zip"
     where = ["--data_path", str(data), "--mode", "test", "-c", "3"]
     build = ["build", str(predictions), str(archive), "--match-file", str(match), *where]
-    assert main([*build, "--method", "mine"]) == 0
-    assert main(["check", str(archive), *where, "--unmatched"]) == 0
+    assert main(["submission", *build, "--method", "mine"]) == 0
+    assert main(["submission", "check", str(archive), *where, "--unmatched"]) == 0
     printed = capsys.readouterr().out
     assert "no problems; ids inside are cluster ids" in printed
     assert "3 of 3 images good" in printed and "the largest 10 x 22" in printed
-    assert main(["check", str(archive), *where, "--matched"]) == 1
+    assert main(["submission", "check", str(archive), *where, "--matched"]) == 1
     assert "1 problems" in capsys.readouterr().out
-    assert main(["check", str(tmp_path / "none.zip"), *where]) == 1
-    assert main(["check", str(archive), "--data_path", str(data), "--mode", "testA"]) == 2
+    assert main(["submission", "check", str(tmp_path / "none.zip"), *where]) == 1
+    assert (
+        main(["submission", "check", str(archive), "--data_path", str(data), "--mode", "testA"])
+        == 2
+    )

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from core.labels import IGNORE
-from core.report import label_colours
+from core.report import heat, label_colours
 
 SIDE = 400  # pixels of the longer side
 _QUALITY = 74
@@ -71,10 +71,9 @@ def attention_picture(rgb: np.ndarray, attention: np.ndarray) -> str:
     height, width = small_size((rgb.shape[0], rgb.shape[1]))
     level = np.asarray(cv2.resize(attention.astype(np.float32), (width, height)))
     low, high = float(level.min()), float(level.max())
-    steps = np.asarray(255 * (level - low) / max(high - low, 1e-6)).astype(np.uint8)
-    heat = cv2.applyColorMap(steps, cv2.COLORMAP_CIVIDIS)
+    spread = (level - low) / max(high - low, 1e-6)
     grey = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA).mean(axis=2)
-    mixed = 0.7 * heat[..., ::-1] + 0.3 * grey[..., None]
+    mixed = 0.7 * heat(spread) + 0.3 * grey[..., None]
     return _webp(mixed.round().astype(np.uint8))
 
 
