@@ -279,7 +279,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--match-file", "--match_file", type=Path, help="match to use (default: find the best)"
     )
     parser.add_argument("--write-match", type=Path, help="write the match that was used there")
-    parser.add_argument("--output", type=Path, help="write the result there (evaluation.json)")
+    parser.add_argument("--output", type=Path, help="write the result there, as JSON")
     parser.add_argument("--no-boundary", action="store_true", help="skip boundary IoU")
     parser.add_argument("--classes", action="store_true", help="also list every class")
     parser.add_argument(
