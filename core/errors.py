@@ -96,9 +96,10 @@ def _to_mend(error: Exception) -> str | None:
         return str(error)
     if not isinstance(error, OSError) or error.errno not in _REFUSALS:
         return None
+    what = error.filename2 or error.filename or "a file cannot be written"
     return (
-        f"{error.filename2 or error.filename or 'a file cannot be written'}: {error.strerror}; what was finished is "
-        "kept: mend this and run the same command again"
+        f"{what}: {error.strerror}; what was finished is kept: mend this and run the same command "
+        "again"
     )
 
 

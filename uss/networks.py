@@ -16,7 +16,7 @@ import numpy as np
 
 from core.checkpoint import load_state
 from core.data import crops
-from core.errors import UserError
+from core.errors import StopWork, UserError
 from core.torch_reader import state_dict_of
 
 State = Mapping[str, np.ndarray]
@@ -150,9 +150,13 @@ def mean_attention(model: Any, rgb: np.ndarray, resize: int, square: bool = Fals
 
 
 def network_input(rgb: np.ndarray, resize: int, square: bool = False) -> np.ndarray:
-    """float32 (1, 3, h, w) of a uint8 RGB image: shorter side (or both) to ``resize``,
-    normalised.
+    """float32 (1, 3, h, w) of a uint8 RGB image: shorter side (or both) to ``resize``, normalised.
+
+    Raises:
+        StopWork: ``resize`` is no size. UserError: see :func:`core.data.crops.resize_short_side`.
     """
+    if resize < 1:
+        raise StopWork(f"images cannot be brought to {resize} pixels: set resize to 1 or more")
     scaled = crops.resize_square(rgb, resize) if square else crops.resize_short_side(rgb, resize)
     return crops.normalise(scaled)[None]
 

@@ -22,6 +22,7 @@ STD = (0.229, 0.224, 0.225)
 PRETRAIN_STD = (0.228, 0.224, 0.225)
 
 GRID_SIZE = 7
+_MAX_RESIZED = 1 << 24  # pixels of an image for a network, whose maps take a hundred times as much
 NO_OVERLAP = -2.0
 
 _RATIO = (3 / 4, 4 / 3)
@@ -61,11 +62,19 @@ def resize(rgb: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def resize_short_side(rgb: np.ndarray, size: int) -> np.ndarray:
-    """uint8 RGB with its shorter side at ``size``, aspect kept (other side rounded down)."""
+    """uint8 RGB with its shorter side at ``size``, aspect kept (other side rounded down).
+
+    Raises:
+        UserError: the image is so long a strip that the result would fill the memory.
+    """
     height, width = rgb.shape[:2]
-    if width <= height:
-        return resize(rgb, (int(size * height / width), size))
-    return resize(rgb, (size, int(size * width / height)))
+    longer = int(size * max(height, width) / min(height, width))
+    if size * longer > _MAX_RESIZED:
+        raise UserError(
+            f"an image of {width} x {height} pixels would have {size} x {longer} with a shorter "
+            f"side of {size}, more than {_MAX_RESIZED} in all; cut it into pieces"
+        )
+    return resize(rgb, (longer, size) if width <= height else (size, longer))
 
 
 def resize_square(rgb: np.ndarray, size: int) -> np.ndarray:

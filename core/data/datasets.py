@@ -16,6 +16,7 @@ import numpy as np
 from core.data import crops
 from core.data.folders import ImageItem
 from core.data.images import load_rgb
+from core.errors import UserError
 from core.labels import load_label
 
 Images = TypeVar("Images", bound="ImageDataset")
@@ -76,8 +77,12 @@ class EvalDataset(ImageDataset):
         next.
         """
         del rng  # nothing is random here
-        rgb = self.resize(load_rgb(self.path(index)), self.resize_to)
-        return crops.normalise(crops.center_crop(rgb, self.crop)), np.asarray(index, np.int64)
+        rgb = load_rgb(self.path(index))
+        try:
+            scaled = self.resize(rgb, self.resize_to)
+        except UserError as error:
+            raise UserError(f"{self.path(index)}: {error}") from error
+        return crops.normalise(crops.center_crop(scaled, self.crop)), np.asarray(index, np.int64)
 
 
 class JointDataset(ImageDataset):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import UserError
+from core.errors import StopWork, UserError
 from uss.config import Predict
-from uss.networks import SegmenterFacts
+from uss.networks import SegmenterFacts, network_input
 from uss.segmenter import Segmenter, label_of_logits
 
 
@@ -94,3 +94,9 @@ def test_kind_and_class_count_come_from_the_checkpoint(plain_checkpoint: Path) -
     assert segmenter.logits(rgb).shape == (3, 2, 4)
     square = Segmenter(plain_checkpoint, Predict(resize=64, square=True))
     assert square.logits(rgb).shape == (3, 2, 2)
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_a_size_that_is_none_ends_the_work_and_not_one_image(square: bool) -> None:
+    with pytest.raises(StopWork, match="cannot be brought to 0 pixels"):
+        network_input(np.zeros((4, 6, 3), np.uint8), 0, square)

@@ -111,6 +111,13 @@ def test_short_side_keeps_the_aspect(size_hw: tuple[int, int], expected: tuple[i
     assert crops.resize_square(picture(*size_hw), 64).shape[:2] == (64, 64)
 
 
+def test_a_strip_that_would_fill_the_memory_is_refused() -> None:
+    strip = np.zeros((1, 66_000, 3), np.uint8)
+    assert crops.resize_short_side(strip, 8).shape == (8, 8 * 66_000, 3)
+    with pytest.raises(UserError, match="66000 x 1 pixels .* shorter side of 256"):
+        crops.resize_short_side(strip, 256)
+
+
 def test_shrinking_does_not_alias() -> None:
     board = np.zeros((256, 256, 3), np.uint8)
     board[::2, ::2] = board[1::2, 1::2] = 255

@@ -64,6 +64,16 @@ def test_eval_samples_are_central_and_say_whose_they_are(photos: Path) -> None:
         assert list(loader.broken) == [str(items[2].path)]
 
 
+def test_a_strip_is_named_and_stands_back_as_a_broken_image_does(photos: Path) -> None:
+    items = list_images(photos / "train")
+    Image.new("RGB", (66_000, 1)).save(items[1].path, "PNG")
+    loader = Loader(EvalDataset(items, resize=256, crop=24), 4, 0, 0, shuffle=False)
+    ((_, indices),) = loader.epoch(0)
+    assert indices.tolist() == [0, 2, 2, 3]
+    (reason,) = loader.broken.values()
+    assert reason.startswith(f"{items[1].path}: an image of 66000 x 1 pixels")
+
+
 def test_joint_samples_fit_labels_of_another_size(photos: Path) -> None:
     items = list_images(photos / "train")
     for number, item in enumerate(items):
