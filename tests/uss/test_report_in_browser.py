@@ -297,8 +297,8 @@ def test_on_a_phone_the_text_of_a_chart_is_whole_and_apart(opened: Any) -> None:
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     titles = """
         const box = (part) => part.getBoundingClientRect();
-        return [...arguments[0].querySelectorAll('.xtitle, .x2title')].map(t => [box(t).left, box(t).right])
-            .sort((a, b) => a[0] - b[0]);
+        return [...arguments[0].querySelectorAll('.xtitle, .x2title')]
+            .map((title) => [box(title).left, box(title).right]).sort((a, b) => a[0] - b[0]);
     """
     outside = """
         return [...arguments[0].querySelectorAll('.bartext')].filter((text) => {
