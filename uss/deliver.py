@@ -13,7 +13,7 @@ from pathlib import Path
 from core import log
 from core.data.folders import ImageItem, list_images, masks_folder, split_folder
 from core.errors import UserError
-from core.files import read_json, write_json
+from core.files import json_or_empty, read_json, write_json
 from core.matching import read_match, write_match
 from core.worklist import Worklist
 from uss.paths import RunFolder
@@ -103,10 +103,26 @@ def chosen_by_masks(threshold_file: Path | None, match_split: str | None) -> str
 
 
 def disclosed(method: Method, segmenter: Path, run: RunFolder, match_split: str | None) -> Method:
-    """``method`` with a note of what ground-truth masks decided on the way to these labels."""
+    """``method`` with notes of what made the segmenter's labels and of what ground-truth masks
+    decided on the way to these.
+    """
     own = segmenter.is_relative_to(run.root)  # a published one: this run's threshold is not its
-    chosen = chosen_by_masks(run.threshold if own else None, match_split)
-    return method.with_notes(chosen) if chosen else method
+    threshold_file = run.threshold if own else None
+    notes = (_made_labels(threshold_file), chosen_by_masks(threshold_file, match_split))
+    return method.with_notes(*filter(None, notes))
+
+
+def _made_labels(threshold_file: Path | None) -> str:
+    """The masks of the pseudo labels, for ``method.txt``; "" where there is no record of them."""
+    facts = json_or_empty(threshold_file) if threshold_file else {}
+    return f"pseudo labels: {label_support(facts['masks'])}" if "masks" in facts else ""
+
+
+def label_support(masks: str | None) -> str:
+    """What a pseudo label is taken over, in words: ``masks.source``, or None without any masks."""
+    if masks is None:
+        return "of each pixel by itself"
+    return f"averaged over {'the masks of SAM' if masks == 'sam' else masks}"
 
 
 def kept_match(

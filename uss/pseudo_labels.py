@@ -69,8 +69,7 @@ def run(config: Config, data: Path, run: RunFolder, mode: str = "all") -> None:
     if sweep:
         threshold = _sweep(config, data, run, labeller, source, validation)
     elif config.pseudo_labels.threshold >= 0 and distributed.is_main():
-        facts = {"chosen_by": "setting", "num_classes": config.num_classes}
-        write_json(run.threshold, {"threshold": threshold, **facts})
+        write_json(run.threshold, {"threshold": threshold, "chosen_by": "setting", **_made(config)})
     if mode != "validation":
         _label_train(run, labeller, source, train, threshold)
 
@@ -234,14 +233,19 @@ def _choose_threshold(
         "chosen_by": "validation masks",
         "images": len(done),
         "arch": config.arch,
-        "num_classes": config.num_classes,
     }
-    write_json(run.threshold, {**curve_dict(points), **facts})
+    write_json(run.threshold, {**curve_dict(points), **facts, **_made(config)})
     log.info(
         STAGE,
         f"threshold {best.threshold:.2f} gives the validation masks their best mIoU, "
         f"{100 * best.miou:.1f}",
     )
+
+
+def _made(config: Config) -> dict[str, Any]:
+    """What later stages must know about the labels, whoever chose their threshold."""
+    masks = config.masks.source if config.pseudo_labels.per_mask else None
+    return {"num_classes": config.num_classes, "masks": masks}
 
 
 def _label_train(

@@ -73,6 +73,13 @@ def test_what_masks_chose_is_disclosed_and_nothing_else(
     assert "threshold" not in method(match)
     write_json(run_folder.threshold, {"threshold": 0.35, "chosen_by": "validation masks"})
     assert "validation masks chose the pseudo labels' threshold 0.35)" in method(match)
+    write_json(run_folder.threshold, {"threshold": 0.35, "masks": "sam"})
+    assert "(pseudo labels: averaged over the masks of SAM)" in method(match)
+    write_json(run_folder.threshold, {"threshold": 0.35, "masks": None})
+    assert "(pseudo labels: of each pixel by itself)" in method(match)
+    chosen = {"threshold": 0.35, "chosen_by": "validation masks", "masks": "superpixels"}
+    write_json(run_folder.threshold, chosen)
+    assert "(pseudo labels: averaged over superpixels) (validation masks chose" in method(match)
     both = "threshold 0.35; validation masks matched clusters to classes)"
     assert both in method(None)
     origin = read_json(run_folder.predictions("validation") / "match_origin.json", "origin")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.files import json_or_empty
-from uss.deliver import ORIGIN, chosen_by_masks
+from uss.deliver import ORIGIN, chosen_by_masks, label_support
 from uss.paths import ResultFolder
 from uss.report.refinement import RefinementFacts
 from uss.report.sources import Sources, setting, short
@@ -112,8 +112,8 @@ def _about_labels(sources: Sources) -> str:
     if source is None:
         return "Pseudo labels: not known; the run keeps no settings of a segmenter of its own."
     if not setting(sources.settings, "pseudo_labels.per_mask", True):
-        return "Pseudo labels: of each pixel by itself, without any masks (PASS)."
-    return f"Pseudo labels: averaged over {'the masks of SAM' if source == 'sam' else source}."
+        source = None
+    return f"Pseudo labels: {label_support(source)}."
 
 
 def _about_refinement(sources: Sources, refinement: RefinementFacts) -> str:
