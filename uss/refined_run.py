@@ -33,7 +33,7 @@ from uss.image_masks import mask_source
 from uss.networks import SegmenterFacts, segmenter_facts
 from uss.paths import VALIDATION, ResultFolder, RunFolder
 from uss.refiner import IMAGE_TIMEOUT_S, PARTS, STAGE, Setup, SupervisedRefiner
-from uss.score_table import EvaluationResult
+from uss.score_table import AFTER, BEFORE, EvaluationResult
 from uss.segmenter import decisive_settings
 from uss.submission import Method, empty_prediction
 
@@ -302,10 +302,7 @@ class _Archive:
         if deliver.has_masks(job.data_path, job.mode):
             split = job.mode if match is None else split
             results: dict[str, EvaluationResult] = {}
-            for name, labels in {
-                "before_refinement": job.unrefined,
-                "after_refinement": job.labels,
-            }.items():
+            for name, labels in {BEFORE: job.unrefined, AFTER: job.labels}.items():
                 results[name] = evaluate(
                     labels,
                     job.data_path,
@@ -315,7 +312,7 @@ class _Archive:
                     items=[each for each in outcome.items if each.key in outcome.finished],
                 )
             deliver.keep_evaluation(job.dump_path, job.mode, self._checkpoint_sha256, results)
-            match = results["after_refinement"].match
+            match = results[AFTER].match
         return (None, None) if job.unmatched else (match, split)
 
     def _method(self) -> Method:

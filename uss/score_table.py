@@ -11,6 +11,9 @@ import numpy as np
 from core.metrics import SIZE_BINS, Scores
 from core.threshold_curve import CurvePoint
 
+#: Under which names test.py keeps its results.
+BEFORE, AFTER = "before_refinement", "after_refinement"
+
 
 @dataclass(frozen=True)
 class EvaluationResult:

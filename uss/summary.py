@@ -15,6 +15,7 @@ from core.labels import load_label
 from core.matching import apply_match, read_match
 from uss.deliver import MATCH, evaluation_path
 from uss.paths import VALIDATION, ResultFolder, RunFolder
+from uss.score_table import AFTER, BEFORE
 
 _ROWS = 6
 _SHEET = "sheet.png"
@@ -34,9 +35,9 @@ def main(arguments: list[str]) -> int:
     print(f"{'all stages':26}{sum(seconds.values()):9.1f}\n")
     path = evaluation_path(options.result, VALIDATION)
     scores = read_json(path, "the scores that test.py writes")
-    for name in ("before_refinement", "after_refinement"):
+    for name in (BEFORE, AFTER):
         print(f"validation mIoU {name.replace('_', ' ')}: {100 * scores[name]['miou']:.2f} %")
-    sheet = write_sheet(options.data, options.result, len(scores["after_refinement"]["iou"]) - 1)
+    sheet = write_sheet(options.data, options.result, len(scores[AFTER]["iou"]) - 1)
     print(f"pictures: {sheet}\narchive:  {ResultFolder(options.result).archive}")
     return 0
 

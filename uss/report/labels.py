@@ -28,9 +28,10 @@ from core.metrics import (
 from uss.deliver import MATCH, ORIGIN, Match, evaluation_path
 from uss.evaluate import of_each
 from uss.report.sources import Sources
+from uss.score_table import AFTER, BEFORE
 
 _AGREE = 1e-6  # scores that differ by less are the same ones
-_STEPS = {"before": "before_refinement", "after": "after_refinement"}
+_STEPS = {"before": BEFORE, "after": AFTER}
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def matches(sources: Sources, looks: Sequence[Look], num_classes: int) -> Matche
         match = _parsed(recorded.get(step), num_classes)
         of[name] = match or _parsed(recorded.get("predictions"), num_classes)
     if of["after"] is not None:
-        here = recorded.get("after_refinement", {}).get("matched_here") is True
+        here = recorded.get(AFTER, {}).get("matched_here") is True
         origin = json_or_empty(folder / ORIGIN).get("split", "another split")
         given = f"matched on {origin} masks, or by a match that was given"
         words = f"matched on {sources.split} masks" if here else given

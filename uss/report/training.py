@@ -11,11 +11,11 @@ from typing import Any
 from core.errors import UserError
 from core.files import json_lines, json_or_empty
 from core.train_log import FACTS
+from uss.config import ARCHS
 from uss.paths import CONFIG, LOG, RunFolder
 from uss.report.sources import setting
 from uss.summary import stage_seconds
 
-_ARCHS = (("resnet50", "ResNet50"), ("resnet18", "ResNet18"))
 _NEEDED = ("step", "epoch", "lr")
 
 
@@ -93,7 +93,8 @@ def times(run: RunFolder) -> dict[str, float]:
 
 def _stages(run: RunFolder) -> Iterator[tuple[str, Path, str]]:
     """(title, folder, section of the settings) of every training stage that a run may have."""
-    for arch, name in _ARCHS:
+    for arch in reversed(ARCHS):
+        name = arch.replace("resnet", "ResNet")
         yield f"Step 1: pretraining, {name}", run.pretrain(arch), "pretrain"
         yield f"Step 2.1: pixel attention, {name}", run.pixel_attention(arch), "pixel_attention"
     yield "Step 3: segmenter", run.segmenter, "finetune"
