@@ -94,9 +94,8 @@ def chosen_by_masks(threshold_file: Path | None, match_split: str | None) -> str
     if threshold_file is not None and threshold_file.is_file():
         choice = read_json(threshold_file, "the threshold of the pseudo labels")
         if choice.get("chosen_by") == "validation masks":
-            parts.append(
-                f"validation masks chose the pseudo labels' threshold {choice['threshold']:g}"
-            )
+            threshold = choice.get("threshold", "of an unknown value")
+            parts.append(f"validation masks chose the pseudo labels' threshold {threshold}")
     if match_split is not None:
         parts.append(f"{match_split} masks matched clusters to classes")
     return "; ".join(parts)

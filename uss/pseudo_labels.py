@@ -100,7 +100,10 @@ def _chosen_threshold(config: Config, run: RunFolder) -> float:
             f"{run.threshold} was chosen for {clusters} clusters, but num_classes is "
             f"{config.num_classes}; choose anew (--mode validation)"
         )
-    return float(chosen["threshold"])
+    threshold = chosen.get("threshold")
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+        raise UserError(f"expected {expected} in {run.threshold}, found {threshold!r}")
+    return float(threshold)
 
 
 class Labeller:

@@ -17,6 +17,7 @@ from core.files import read_json, write_json
 from core.labels import load_label
 from uss import pseudo_labels
 from uss.config import Config, PseudoLabels
+from uss.deliver import chosen_by_masks
 from uss.image_masks import ImageMasks
 from uss.networks import load_pixel_attention, network_input
 from uss.paths import RunFolder
@@ -227,6 +228,19 @@ def test_without_masks_each_pixel_stands_for_itself(
     expected = np.where(level < threshold, 0, label[rows][:, columns])
     assert (before == expected).mean() > 0.99  # equal but for levels at the very threshold
     np.testing.assert_array_equal(labels_of(run_folder, [key])[0], before)
+
+
+@pytest.mark.parametrize("content", [{}, {"threshold": "high"}, {"threshold": True}])
+def test_a_file_without_a_threshold_is_one_line(
+    tmp_path: Path, run_folder: RunFolder, source: QuarterMasks, content: dict[str, object]
+) -> None:
+    write_photographs(tmp_path / "data", "train", 2)
+    write_json(run_folder.threshold, content)
+    with pytest.raises(UserError, match="expected the threshold .*threshold.json, found"):
+        pseudo_labels.run(CONFIG, tmp_path / "data", run_folder, "train")
+    assert chosen_by_masks(run_folder.threshold, None) == ""
+    write_json(run_folder.threshold, {**content, "chosen_by": "validation masks"})
+    assert chosen_by_masks(run_folder.threshold, None).startswith("validation masks chose")
 
 
 def test_a_threshold_of_other_clusters_is_not_taken(
