@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from core import distributed
 from core import layer_kernels as kernels
 from core.runtime import jt, nn
 
@@ -46,11 +47,11 @@ class BatchNorm(nn.Module):
             raise ValueError(
                 f"batch norm of {self.channels} channels needs (N,C) or (N,C,H,W), got {x.shape}"
             )
-        if self.is_train and x.numel() // self.channels * _processes() < 2:
+        if self.is_train and x.numel() // self.channels * distributed.world_size() < 2:
             raise ValueError(
                 f"batch norm in training needs more than one value per channel, got {x.shape}"
             )
-        if jt.flags.use_cuda or (self.is_train and _processes() > 1):
+        if jt.flags.use_cuda or (self.is_train and distributed.world_size() > 1):
             return self._plain(x, residual, relu)
         return self._fused(x, residual, relu)
 
@@ -76,14 +77,14 @@ class BatchNorm(nn.Module):
         dims = [0, *range(2, x.ndim)]
         shape = [1, self.channels] + [1] * (x.ndim - 2)
         if self.is_train:
-            mean = _mean_of_all(x.mean(dims))
+            mean = distributed.all_reduce_mean(x.mean(dims))
             # A float32 sum of many values is a little off: a second look at what is left corrects
             # mean and variance.
             centred = x - mean.reshape(shape)
-            rest = _mean_of_all(centred.mean(dims))
-            var = _mean_of_all((centred * centred).mean(dims)) - rest * rest
+            rest = distributed.all_reduce_mean(centred.mean(dims))
+            var = distributed.all_reduce_mean((centred * centred).mean(dims)) - rest * rest
             centred = centred - rest.reshape(shape)
-            count = x.numel() // self.channels * _processes()
+            count = x.numel() // self.channels * distributed.world_size()
             with jt.no_grad():
                 step, unbiased = self.momentum, var * (count / (count - 1))
                 self._store(
@@ -236,11 +237,3 @@ def cross_entropy(logits: Var, target: Var | np.ndarray) -> Var:
 
 def _array(x: Var | np.ndarray) -> np.ndarray:
     return x.numpy() if isinstance(x, jt.Var) else np.asarray(x)
-
-
-def _processes() -> int:
-    return jt.world_size if jt.in_mpi else 1
-
-
-def _mean_of_all(x: Var) -> Var:
-    return x.mpi_all_reduce("mean") if _processes() > 1 else x
