@@ -1,6 +1,6 @@
 // What the CPU kernels share: exp and GELU that the compiler can vectorise, layer norm of a row,
-// oneDNN's single precision matrix product. Included as text by core/ops.py in front of each
-// kernel.
+// oneDNN's single precision matrix product. core/cpu_kernels.py puts this text in front of each
+// kernel's.
 #include <dnnl.h>
 #include <omp.h>
 
