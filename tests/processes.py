@@ -6,6 +6,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
+#: A program whose ``main`` is guarded; ``body`` is its one statement.
+GUARDED = """
+import sys
+from core.errors import main_guard
+
+@main_guard
+def main():
+    {body}
+    return 0
+
+sys.exit(main())
+"""
+
 
 def only(folder: Path, *programs: str) -> str:
     """A PATH that holds nothing but ``programs``."""

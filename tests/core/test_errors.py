@@ -9,18 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-
-GUARDED = """
-import os, sys
-from core.errors import main_guard
-
-@main_guard
-def main():
-    {body}
-    return 0
-
-sys.exit(main())
-"""
+from tests.processes import GUARDED
 
 
 def end_of(body: str) -> subprocess.CompletedProcess[str]:

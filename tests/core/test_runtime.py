@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from core import runtime
-from tests.processes import only
+from tests.processes import GUARDED, only
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = "(jt.rand(4, 5) @ jt.rand(5, 6)).sum().numpy()"
@@ -41,19 +41,6 @@ def python(
         timeout=280,
         check=False,
     )
-
-
-GUARDED = """
-import sys
-from core.errors import main_guard
-
-@main_guard
-def main():
-    {body}
-    return 0
-
-sys.exit(main())
-"""
 
 
 def assert_user_error(done: subprocess.CompletedProcess[str], *texts: str) -> None:
