@@ -26,6 +26,7 @@ _MAX_RESIZED = 1 << 24  # pixels of an image for a network, whose maps take a hu
 NO_OVERLAP = -2.0
 
 _RATIO = (3 / 4, 4 / 3)
+_REDUCING_GAP = 2.0  # of two steps of reduction, from which on they look like one
 _TRIES = 10
 _FLIP = 0.5
 _JITTER, _JITTER_STRENGTH, _HUE = 0.8, 0.8, 0.2
@@ -153,6 +154,11 @@ class MultiCrop:
             for size, count, low, high in zip(sizes, counts, min_scales, max_scales)
             for _ in range(count)
         ]
+        #: Side of a square with as many pixels as an image needs for its smallest crop to be
+        #: reduced by ``_REDUCING_GAP`` at least: what a larger image adds cannot be seen.
+        self.enough = max(
+            _REDUCING_GAP * size / math.sqrt(low * _RATIO[0]) for size, low, _ in self.views
+        )
 
     def __call__(
         self, rgb: np.ndarray, rng: np.random.Generator

@@ -55,7 +55,8 @@ class MultiCropDataset(ImageDataset):
         The grids, float32 (7, 7, 2), tie the first two views:
         :func:`core.data.crops.correspondence_grids`.
         """
-        views, (first, second) = self.multi_crop(load_rgb(self.path(index)), rng)
+        rgb = load_rgb(self.path(index), enough=self.multi_crop.enough)
+        views, (first, second) = self.multi_crop(rgb, rng)
         return (*views, *crops.correspondence_grids(first, second))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +12,9 @@ from PIL import Image
 from core.data import crops
 from core.data.datasets import EvalDataset, JointDataset, MultiCropDataset
 from core.data.folders import list_images
+from core.data.images import load_rgb
 from core.data.loader import Loader
+from core.data.scenes import KINDS, render
 from core.errors import UserError
 from core.labels import save_label
 
@@ -49,6 +52,34 @@ def test_multi_crop_samples_stack_into_batches(photos: Path) -> None:
     sample = dataset.get(1, np.random.default_rng([0, 0, 1]))
     assert np.array_equal(sample[0], views[0])
     assert np.array_equal(sample[-2], crops.correspondence_grids(*placements)[0])
+
+
+def test_views_of_a_large_photograph_are_those_of_its_reduced_jpeg(tmp_path: Path) -> None:
+    rgb = cv2.resize(render(KINDS[0], 300, 400, np.random.RandomState(0))[0], (1600, 1200))
+    (tmp_path / "train").mkdir()
+    for name in ("a.jpg", "b.png"):
+        Image.fromarray(rgb).save(tmp_path / "train" / name, quality=95)
+    whole = crops.MultiCrop((96, 64), (2, 2), (1.0, 0.3), (1.0, 0.3), distortion=0)
+    jpeg, png = list_images(tmp_path / "train")
+    assert load_rgb(jpeg.path, enough=whole.enough).shape == (300, 400, 3)
+    assert load_rgb(png.path, enough=whole.enough).shape == rgb.shape
+    dataset = MultiCropDataset([jpeg, png], whole)
+    for seed in range(4):
+        reduced, exact = (dataset.get(i, np.random.default_rng(seed)) for i in range(2))
+        # In standard deviations; the two views of a part may lie a fraction of a pixel apart.
+        for ours, theirs, close in zip(reduced[:4], exact[:4], (0.01, 0.01, 0.1, 0.1)):
+            assert abs(ours - theirs).mean() < close
+        for ours, theirs in zip(reduced[4:], exact[4:]):
+            np.testing.assert_allclose(ours, theirs, atol=0.02)
+
+
+@pytest.mark.parametrize(("enough", "height"), [(None, 200), (100.1, 200), (100, 100), (25, 25)])
+def test_a_jpeg_is_decoded_as_small_as_is_enough(
+    enough: float | None, height: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("L", (200, 200)).save(path)
+    assert load_rgb(path, enough=enough).shape == (height, height, 3)
 
 
 def test_eval_samples_are_central_and_say_whose_they_are(photos: Path) -> None:
