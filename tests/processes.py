@@ -8,7 +8,7 @@ from pathlib import Path
 
 #: A program whose ``main`` is guarded; ``body`` is its one statement.
 GUARDED = """
-import sys
+import os, sys
 from core.errors import main_guard
 
 @main_guard
