@@ -31,6 +31,17 @@ _FAST_PIXELS = 1 << 26
 _LOSSLESS_MODES = ("RGB", "RGBA", "P", "L", "1")
 
 
+def require_class_count(count: int) -> int:
+    """``count`` where label maps can hold as many classes.
+
+    Raises:
+        UserError: not 1 to 999.
+    """
+    if not 0 < count < IGNORE:
+        raise UserError(f"-c must be 1 to {IGNORE - 1}, is {count}")
+    return count
+
+
 def encode(ids: np.ndarray) -> np.ndarray:
     """uint8 RGB (H, W, 3) of an integer label map (H, W).
 

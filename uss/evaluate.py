@@ -17,6 +17,7 @@ import numpy as np
 from core import log
 from core.data.folders import (
     ImageItem,
+    class_count,
     class_names,
     list_images,
     mask_path,
@@ -301,7 +302,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Run on the command line's arguments; returns the exit code."""
     args = build_parser().parse_args(arguments)
-    num_classes = args.num_classes or len(class_names(args.data, args.mode))
+    num_classes = class_count(args.data, args.mode, args.num_classes)
     if args.curve:
         return _main_curve(args, num_classes)
     match = read_match(args.match_file, num_classes) if args.match_file else None

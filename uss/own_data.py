@@ -26,7 +26,7 @@ from core.data.folders import SUFFIXES, stem_of
 from core.data.images import load_rgb
 from core.errors import UserError
 from core.files import write_json
-from core.labels import IGNORE
+from core.labels import IGNORE, require_class_count
 from uss import data_check
 from uss.config import ARCHS
 from uss.paths import RUNS
@@ -84,8 +84,8 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    if options.num_classes is not None and not 0 < options.num_classes < IGNORE:
-        raise UserError(f"-c must be 1 to {IGNORE - 1}, is {options.num_classes}")
+    if options.num_classes is not None:
+        require_class_count(options.num_classes)
     report = data_check.check(options.folder, options.num_classes, options.workers)
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from core import log
-from core.data.folders import ImageItem, class_names, list_images, split_folder
+from core.data.folders import ImageItem, class_count, list_images, split_folder
 from core.data.images import image_size
 from core.errors import UserError
 from core.files import atomic_write
@@ -209,7 +209,7 @@ def main(arguments: list[str]) -> int:
     problems.
     """
     args = build_parser().parse_args(arguments)
-    num_classes = args.num_classes or len(class_names(args.data_path, args.mode))
+    num_classes = class_count(args.data_path, args.mode, args.num_classes)
     if args.command == "build":
         return _build(args, num_classes)
     return _check(args, num_classes)

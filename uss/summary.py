@@ -54,7 +54,9 @@ def stage_seconds(times: Path) -> dict[str, float]:
             entry = json.loads(line)
             seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + float(entry["seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"expected the times of a run in {times}: {error}") from error
+        raise UserError(
+            f"expected the times of a run in {times}: {error}; run a stage, or name its --run"
+        ) from error
     return seconds
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from core.errors import UserError
 from core.files import sha256_of
+from core.labels import require_class_count
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 MASKS_SUFFIX = "-segmentation"
@@ -128,6 +129,15 @@ def class_names(data: Path, split: str) -> list[str]:
             f"{folder} has no class folders; expected one folder of images for each class"
         )
     return names
+
+
+def class_count(data: Path, split: str, asked: int | None) -> int:
+    """The number of classes that -c asks for; without it, that of the class folders of a split.
+
+    Raises:
+        UserError: a number that label maps cannot hold, or nothing to count.
+    """
+    return len(class_names(data, split)) if asked is None else require_class_count(asked)
 
 
 def scan_folder(folder: Path) -> tuple[list[str], list[str]]:

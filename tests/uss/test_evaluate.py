@@ -184,6 +184,8 @@ def test_command_prints_the_curve(data, predictions, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and lines[-1].startswith("best threshold 0.00")
     assert len(json.loads((tmp_path / "curve.json").read_text())["curve"]) == 4
+    assert main(["evaluate", *command[:-2], "0"]) == 2
+    assert "-c must be 1 to 999, is 0" in capsys.readouterr().err
     assert main(["evaluate", *command, "--min", "5", "--max", "3"]) == 2
     assert "hundredths" in capsys.readouterr().err
 

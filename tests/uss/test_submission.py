@@ -363,6 +363,8 @@ def test_command_line(predictions, data, tmp_path, capsys):
     assert "3 of 3 images good" in printed and "the largest 10 x 22" in printed
     assert main(["submission", "check", str(archive), *where, "--matched"]) == 1
     assert "1 problems" in capsys.readouterr().out
+    assert main(["submission", "check", str(archive), *where[:-1], "-2"]) == 2
+    assert "-c must be 1 to 999, is -2" in capsys.readouterr().err
     assert main(["submission", "check", str(tmp_path / "none.zip"), *where]) == 1
     assert (
         main(["submission", "check", str(archive), "--data_path", str(data), "--mode", "testA"])

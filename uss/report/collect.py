@@ -10,6 +10,7 @@ import numpy as np
 
 from core.data.folders import ImageItem, class_names, list_images
 from core.files import json_or_empty
+from core.labels import require_class_count
 from core.log import named
 from core.metrics import Scores
 from uss.deliver import MATCH
@@ -154,7 +155,7 @@ def _read_results(sources: Sources, request: Request, workers: int | None) -> _R
 def _num_classes(sources: Sources, request: Request) -> int:
     """Classes C: asked for, of the match, of the settings, or of the class folders."""
     if request.num_classes is not None:
-        return request.num_classes
+        return require_class_count(request.num_classes)
     for folder in (sources.result, sources.after):
         match = json_or_empty(folder / MATCH) if folder else {}
         if match:

@@ -69,7 +69,7 @@ def find(request: Request) -> Sources:
     """Look for everything that a report of ``request.run`` can show.
 
     Raises:
-        UserError: a folder that the user named is not there.
+        UserError: a folder or a split that the user named is not there.
     """
     for name, path in (
         ("run", request.run),
@@ -144,10 +144,10 @@ def _find_labels(found: Sources, request: Request) -> None:
             found.split, found.after = split, found.run.predictions(split)
             _note(found, "These are the segmenter's own predictions; test.py has not refined them.")
             return
-    what = f"of {request.split}" if request.split else "of any split"
-    _note(
-        found, f"There are no label maps {what}: run test.py, or name its --dump_path by --result."
-    )
+    advice = "run test.py, or name its --dump_path by --result."
+    if request.split is not None:
+        raise UserError(f"there are no label maps of --mode {request.split}: {advice}")
+    _note(found, f"There are no label maps of any split: {advice}")
 
 
 def _own_result(found: Sources) -> Path | None:
