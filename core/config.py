@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from core.errors import UserError
@@ -102,3 +102,14 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
         return value
     name = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
     raise UserError(f"{key} expects {name}, not {value!r}")
+
+
+def require_positive(settings: Mapping[str, float]) -> None:
+    """Refuse settings (name -> value) of 0 and below, and NaN, for which every comparison is false.
+
+    Raises:
+        UserError: names the setting to change.
+    """
+    for name, value in settings.items():
+        if not value > 0:
+            raise UserError(f"{name} must be positive, is {value}; use --set {name}=...")

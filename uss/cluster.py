@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from core import log
+from core.config import require_positive
 from core.data.datasets import EvalDataset
 from core.data.folders import ImageItem, anonymous_order, list_images, split_folder
 from core.data.loader import Loader
@@ -38,10 +39,13 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
     with the same settings is left alone.
 
     Raises:
-        UserError: no pixel-attention checkpoint, fewer images than clusters, crops larger than what
-            they are cut from, or an attention threshold that is no fraction.
+        UserError: settings that cannot work (a crop larger than what it is cut from, an attention
+            threshold that is no fraction), no pixel-attention checkpoint, or fewer images than
+            clusters.
     """
     check_attention_threshold(config.pixel_attention.threshold)
+    numbers = ("batch_size", "resize", "crop", "iterations", "redo")
+    require_positive({f"cluster.{name}": getattr(config.cluster, name) for name in numbers})
     if config.cluster.crop > config.cluster.resize:
         # It would be filled up with black, and clusters would form by the shape of images.
         raise UserError(

@@ -16,6 +16,7 @@ import numpy as np
 
 from core import distributed, log
 from core.checkpoint import load_state
+from core.config import require_positive
 from core.data.crops import resize_nearest_floor
 from core.data.folders import ImageItem, list_images, mask_path, split_folder
 from core.data.images import load_rgb
@@ -42,8 +43,11 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
     Any checkpoint with a trunk will do; the default is that of step 1. Finished images are skipped.
 
     Raises:
-        UserError: no trunk, no labelled images, or images that cannot be read.
+        UserError: settings that cannot work, no trunk, no labelled images, or images that cannot be
+            read.
     """
+    settings = asdict(config.distance_matching)
+    require_positive({f"distance_matching.{name}": value for name, value in settings.items()})
     items = list_images(split_folder(data, split))
     examples = labelled_images(data, LABELLED)
     checkpoint = products.trunk(run, config.arch)
@@ -51,7 +55,6 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
     bank, labels = region_bank(features, data, examples, config.num_classes)
     log.info(STAGE, f"{len(labels)} labelled regions of {len(examples)} images")
     folder = run.distance_matching(config.arch, split)
-    settings = asdict(config.distance_matching)
     sha256 = sha256_of(checkpoint)
     work = Worklist(
         folder,

@@ -70,7 +70,7 @@ def check(config: Config, stage: str, images: int) -> None:
             f"{stage}.batch_size is {section.batch_size} over all {world} processes: it must be a "
             f"positive multiple of {world}; use --set {stage}.batch_size=..."
         )
-    _check_positive(
+    core_config.require_positive(
         {
             "num_classes": config.num_classes,
             **{f"heads.{name}": value for name, value in vars(config.heads).items()},
@@ -92,13 +92,6 @@ def check(config: Config, stage: str, images: int) -> None:
             f"{stage}.queue_length is {queue}, shorter than one batch of {section.batch_size}; use "
             f"--set {stage}.queue_length=0 for none, or at least the batch size"
         )
-
-
-def _check_positive(settings: dict[str, float]) -> None:
-    """Nothing would be learnt with a 0 here, or with NaN, for which every comparison is false."""
-    for name, value in settings.items():
-        if not value > 0:
-            raise UserError(f"{name} must be positive, is {value}; use --set {name}=...")
 
 
 def check_clusters(config: Config, stage: str, images: int) -> None:

@@ -132,6 +132,13 @@ def test_fewer_images_than_clusters(tmp_path: Path, run_folder: RunFolder) -> No
     assert not run_folder.cluster("resnet18").exists()
 
 
+@pytest.mark.parametrize("name", ["batch_size", "crop", "iterations", "redo"])
+def test_settings_of_zero_are_refused(name: str, tmp_path: Path, run_folder: RunFolder) -> None:
+    config = replace(CONFIG, cluster=replace(CONFIG.cluster, **{name: 0}))
+    with pytest.raises(UserError, match=rf"cluster\.{name} must be positive, is 0; use --set"):
+        cluster.run(config, tmp_path, run_folder)
+
+
 def test_a_crop_larger_than_the_resized_image_is_refused(
     tmp_path: Path, run_folder: RunFolder
 ) -> None:

@@ -82,6 +82,13 @@ def test_the_command_predicts_class_ids_and_scores_them(
     assert "3 of 3 finished earlier" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["neighbours", "temperature", "resize"])
+def test_settings_of_zero_are_refused(name: str, tmp_path: Path) -> None:
+    config = replace(CONFIG, distance_matching=replace(CONFIG.distance_matching, **{name: 0}))
+    with pytest.raises(UserError, match=f"distance_matching.{name} must be positive, is 0"):
+        distance_matching.run(config, tmp_path, RunFolder(tmp_path))
+
+
 def test_a_trunk_of_another_kind_is_refused(tmp_path: Path, attention_checkpoint: Path) -> None:
     write_photographs(tmp_path / "data", "train-semi", 2, masks=True)
     write_photographs(tmp_path / "data", "validation", 2, masks=True)
