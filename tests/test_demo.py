@@ -44,7 +44,7 @@ def test_demo_ends_with_scores_pictures_and_archive_and_resumes(tmp_path: Path) 
         pytest.skip(f"{SAM} is not there; python -m uss weights fetches it")
     first = demo(tmp_path)
     score = re.search(r"validation mIoU after refinement: ([0-9.]+) %", first)
-    # Background everywhere gives about 12 %; four seeds gave 48 to 70 %.
+    # Background everywhere gives about 12 %; four seeds gave 52 to 66 %.
     assert score is not None and float(score.group(1)) > 35
     assert (tmp_path / "result" / "sheet.png").stat().st_size > 10_000
     with zipfile.ZipFile(tmp_path / "result" / "result.zip") as archive:
