@@ -334,5 +334,9 @@ def test_the_printed_commands_run(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout[-3000:]
     made = sorted(path.stem for path in (run / "result" / "test").glob("*.png"))
     assert made == [item.key for item in list_images(target / "test")]
-    threshold = json.loads(RunFolder(run).threshold.read_text())
-    assert threshold == {"threshold": 0.35, "chosen_by": "setting"}
+    assert json.loads(RunFolder(run).threshold.read_text()) == {
+        "threshold": 0.35,
+        "chosen_by": "setting",
+        "num_classes": 3,
+        "masks": "superpixels",
+    }
