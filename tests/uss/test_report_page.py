@@ -374,9 +374,19 @@ def test_looking_for_stored_masks_writes_nothing(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("difference, text", [(0.0123, "+1.23"), (-0.5, "−50.00"), (1e-6, "±0.00")])
-def test_points_have_a_sign(difference: float, text: str) -> None:
-    assert points(difference) == text
+@pytest.mark.parametrize(
+    ("after", "before", "text"),
+    [
+        (0.0123, 0.0, "+1.23"),
+        (0.0, 0.5, "−50.00"),
+        (1e-6, 0.0, "±0.00"),
+        (0.66239, 0.61754, "+4.49"),  # 66.24 and 61.75 stand beside it
+        (None, 0.5, "–"),
+        (0.5, float("nan"), "–"),
+    ],
+)
+def test_points_have_a_sign(after: float | None, before: float | None, text: str) -> None:
+    assert points(after, before) == text
 
 
 def test_the_command_writes_one_file(own: SmallRun) -> None:

@@ -76,11 +76,11 @@ def percent(fraction: float | None, digits: int = 2) -> str:
     return f"{100 * fraction:.{digits}f} %"
 
 
-def points(difference: float | None) -> str:
-    """A difference of fractions in percentage points, with its sign."""
-    if difference is None or np.isnan(difference):
+def points(after: float | None, before: float | None) -> str:
+    """What fractions differ by as :func:`percent` shows them, in percentage points with a sign."""
+    if after is None or before is None or np.isnan(after - before):
         return "–"
-    rounded = round(100 * difference, 2)
+    rounded = round(round(100 * after, 2) - round(100 * before, 2), 2)
     return f"{rounded:+.2f}".replace("-", "−") if rounded else "±0.00"
 
 
