@@ -19,14 +19,14 @@ import core.packages  # noqa: F401  (first: it ends where packages are missing)
 from core import config as core_config
 from core.data.images import MAX_PIXELS
 from core.errors import UserError, main_guard
-from uss.__main__ import record_time
+from core.pipeline.folders import CHECKPOINT, RUNS, WEIGHTS
+from core.pipeline.times import record_time
+from refine.one_image import IMAGE_TIMEOUT_S
+from tools.submission.archive import add_method_arguments, method_from
 from uss.config import Config
-from uss.paths import CHECKPOINT, DEFAULT_DATA, RUNS, WEIGHTS, RunFolder
+from uss.paths import DEFAULT_DATA, PUBLISHED_SEGMENTER, RunFolder
+from uss.predict_refined import RefinedRun, run_refined
 from uss.presets import PRESETS, preset_or_trained
-from uss.products import PUBLISHED_SEGMENTER
-from uss.refined_run import RefinedRun, run_refined
-from uss.refiner import IMAGE_TIMEOUT_S
-from uss.submission import add_method_arguments, method_from
 
 
 @main_guard

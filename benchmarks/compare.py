@@ -24,7 +24,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.log import info, warn
-from core.parallel import usable_cores
+from core.work.pool import usable_cores
 
 STAGE = "benchmarks"
 SIDES = ("ours", "torch")

@@ -37,7 +37,7 @@ _SPLIT = "validation"
 
 def prepare(folder: Path) -> Inputs:
     """A generated split of label maps and predictions in the layout of ImageNet-S."""
-    from core.labels import save_label
+    from core.data.label_maps import save_label
 
     info(STAGE, f"writing {_IMAGES} label maps and predictions of {_SIZE_HW} (height, width)")
     rng = np.random.default_rng(0)
@@ -67,9 +67,9 @@ def _blobs(rng: np.random.Generator, label: int) -> np.ndarray:
 
 
 def ours(inputs: Inputs) -> Side:
-    """``uss.evaluate`` with its own choice of processes, the start of these included."""
-    from core.data.folders import list_images
-    from uss.evaluate import evaluate
+    """``tools.evaluate.folder`` with its own choice of processes, the start of these included."""
+    from core.data.imagenet_s import list_images
+    from tools.evaluate.folder import evaluate
 
     data, predictions = Path(inputs["data"]), Path(inputs["predictions"])
 

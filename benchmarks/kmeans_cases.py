@@ -37,8 +37,8 @@ def prepare(folder: Path) -> Inputs:
 
 
 def ours(inputs: Inputs) -> Side:
-    """``uss.cluster.kmeans``, that is faiss."""
-    from uss.cluster import kmeans
+    """``core.kmeans.kmeans``, that is faiss."""
+    from core.kmeans import kmeans
 
     features = np.load(inputs["features"])
 

@@ -73,10 +73,10 @@ def our_finetuning(inputs: Inputs) -> Side:
 
 
 def _our_steps(model: Any, task: Any, batch: Any, settings: Any) -> Side:
-    from core.optim import LarcSGD
     from core.runtime import jt
-    from core.training import train_step
-    from uss.train_stage import trainable
+    from core.training.loop import train_step
+    from core.training.optim import LarcSGD
+    from core.training.stage import trainable
 
     for key, var in model.state_dict().items():
         if ".running_" not in f".{key}":

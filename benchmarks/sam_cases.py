@@ -45,7 +45,7 @@ def prepare(folder: Path) -> Inputs:
     The photograph is the first of the folder ``USS_CALTECH4`` (default ``../shared/data/caltech4``)
     where there is one, else a generated picture.
     """
-    from uss.weights import fetch_sam
+    from sam.weights import fetch_sam
 
     weights = fetch_sam().path
     photo = folder / "photo.npy"
@@ -60,7 +60,7 @@ def _photo() -> np.ndarray:
         info(STAGE, f"photograph: {path}, resized to {width} x {height}")
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB").resize((width, height)))
-    from core.data.scenes import KINDS, render
+    from core.synthetic.scenes import KINDS, render
 
     info(STAGE, f"photograph: none in {root}, a generated picture of {width} x {height} instead")
     return render(KINDS[0], height, width, np.random.RandomState(0))[0]
@@ -81,7 +81,7 @@ def torch_tiny_sam(inputs: Inputs) -> Any:
     import torch
 
     from benchmarks import shims
-    from core.torch_reader import state_dict_of
+    from core.checkpoints.torch_reader import state_dict_of
 
     shims.install()
     from mobile_sam import sam_model_registry

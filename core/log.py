@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-
-_NAMED = 5  # how many keys a summary names before it only counts
 
 
 def info(stage: str, message: str) -> None:
@@ -40,12 +38,6 @@ def progress(
     return iter(
         tqdm(items, desc=stage, total=total, unit=unit, mininterval=interval, dynamic_ncols=True)
     )
-
-
-def named(keys: Sequence[str] | Mapping[str, str]) -> str:
-    """The first keys, comma separated, and how many more there are."""
-    first = ", ".join(list(keys)[:_NAMED])
-    return first if len(keys) <= _NAMED else f"{first} and {len(keys) - _NAMED} more"
 
 
 class StageLog:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from core.layers import BatchNorm, Conv2d, grid_sample_bilinear, l2_normalise, resize_bilinear
+from core.nn.layers import BatchNorm, Conv2d, grid_sample_bilinear, l2_normalise, resize_bilinear
 from core.runtime import jt, nn
 from models.resnet import ResNet, initialise
 

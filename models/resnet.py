@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import UserError
-from core.layers import BatchNorm, Conv2d
+from core.nn.layers import BatchNorm, Conv2d
 from core.runtime import jt, nn
 
 Var = Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from core.layers import BatchNorm, Conv2d, adaptive_avg_pool2d, resize_bilinear
+from core.nn.layers import BatchNorm, Conv2d, adaptive_avg_pool2d, resize_bilinear
 from core.runtime import jt, nn
 from models.resnet import ResNet, initialise
 
@@ -20,7 +20,7 @@ class UPerNet(ResNet):
     """(B,3,H,W) float32, normalised -> logits (B, num_classes+1, H/4, W/4); index 0 = other.
 
     ``head_width`` is 512 in the reference; on a CPU, nine tenths of the time go into the head, and
-    with the square of its width. ``fixed_pool``: see :func:`core.layers.adaptive_avg_pool2d`.
+    with the square of its width. ``fixed_pool``: see :func:`core.nn.layers.adaptive_avg_pool2d`.
     """
 
     def __init__(

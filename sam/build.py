@@ -18,8 +18,8 @@ from sam.common import to_numpy
 from sam.image_encoder import ImageEncoderViT
 from sam.mask_decoder import MaskDecoder
 from sam.prompt_encoder import PromptEncoder
+from sam.resize_logits import MaskUpscaler
 from sam.tiny_vit import TinyViT
-from sam.upscale import MaskUpscaler
 
 Var = Any
 
@@ -190,8 +190,8 @@ def sam_around(image_encoder: Any, checkpoint: str | Path | None = None) -> Sam:
     sam = Sam(image_encoder, prompt_encoder, MaskDecoder(_EMBED_DIM))
     sam.eval()
     if checkpoint is not None:
-        from core.checkpoint import load_state
-        from core.torch_reader import state_dict_of
+        from core.checkpoints.files import load_state
+        from core.checkpoints.torch_reader import state_dict_of
 
         path = Path(checkpoint)
         load_state(sam, state_dict_of(path), str(path), unexpected_ok=_UNUSED_KEYS)

@@ -1,4 +1,4 @@
-"""Layers that the Segment Anything networks share: official names, inference by ``core.ops``."""
+"""Layers that the Segment Anything networks share, computed by ``core.nn.inference``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from core import ops
+from core.nn import inference
 from core.runtime import jt, nn
 
 Var = Any
@@ -20,7 +20,7 @@ def to_numpy(x: Any) -> np.ndarray:
 def to_planes(x: Var) -> Var:
     """Channels-last (B, h, w, C) -> (B, C, h, w)."""
     batch, height, width, channels = x.shape
-    flat = ops.transpose(x.reshape(batch, height * width, channels))
+    flat = inference.transpose(x.reshape(batch, height * width, channels))
     return flat.reshape(batch, channels, height, width)
 
 
@@ -29,7 +29,7 @@ class Linear(nn.Linear):
 
     def execute(self, x: Var, activation: str = "", residual: Var | None = None) -> Var:
         """(..., in) -> (..., out): activation(W x + b + residual)."""
-        return ops.linear(x, self.weight, self.bias, activation, residual)
+        return inference.linear(x, self.weight, self.bias, activation, residual)
 
 
 class LayerNorm(nn.Module):
@@ -47,7 +47,7 @@ class LayerNorm(nn.Module):
 
     def execute(self, x: Var, activation: str = "") -> Var:
         """(..., C) -> (..., C)."""
-        return ops.layer_norm(x, self.weight, self.bias, self.eps, activation)
+        return inference.layer_norm(x, self.weight, self.bias, self.eps, activation)
 
 
 def layer_norm_2d(channels: int) -> LayerNorm:
@@ -66,7 +66,7 @@ class Conv2d(nn.Conv2d):
     """Convolution on channels-last maps: (B, H, W, in) -> (B, h, w, out)."""
 
     def execute(self, x: Var, activation: str = "", channels_first: bool = False) -> Var:
-        return ops.conv2d(
+        return inference.conv2d(
             x,
             self.weight,
             self.bias,

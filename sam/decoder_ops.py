@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core import plain_ops
-from core.cpu_kernels import expect, on_cpu, run
+from core.nn import inference_plain
+from core.nn.cpp import expect, on_cpu, run
 from core.runtime import jt, nn
 
 Var = Any
@@ -159,18 +159,21 @@ def _plain_image_to_token(
     eps: float,
 ) -> Var:
     batch = k.shape[0]
-    q = plain_ops.linear(x + pe, wq, bq, "", None)
+    q = inference_plain.linear(x + pe, wq, bq, "", None)
     if q.shape[0] != batch:
         q = q.broadcast([batch, *q.shape[1:]])
-    mixed = plain_ops.attention(q, k, v, heads, (q.shape[2] // heads) ** -0.5)
-    return plain_ops.layer_norm(
-        x + plain_ops.linear(mixed, wo, bo, "", None), norm_weight, norm_bias, eps, ""
+    mixed = inference_plain.attention(q, k, v, heads, (q.shape[2] // heads) ** -0.5)
+    return inference_plain.layer_norm(
+        x + inference_plain.linear(mixed, wo, bo, "", None), norm_weight, norm_bias, eps, ""
     )
 
 
 def _plain_token_to_image(q: Var, x: Var, pe: Var, heads: int, wk: Var, wv: Var, bv: Var) -> Var:
-    k, v = plain_ops.linear(x + pe, wk, None, "", None), plain_ops.linear(x, wv, bv, "", None)
-    return plain_ops.attention(q, k, v, heads, (q.shape[2] // heads) ** -0.5)
+    k, v = (
+        inference_plain.linear(x + pe, wk, None, "", None),
+        inference_plain.linear(x, wv, bv, "", None),
+    )
+    return inference_plain.attention(q, k, v, heads, (q.shape[2] // heads) ** -0.5)
 
 
 def _plain_upscale_masks(
@@ -185,7 +188,7 @@ def _plain_upscale_masks(
     hyper: Var,
 ) -> Var:
     y = nn.conv_transpose2d(x.permute(0, 3, 1, 2), w1, b1, stride=2).permute(0, 2, 3, 1)
-    y = plain_ops.layer_norm(y, norm_weight, norm_bias, eps, "gelu").permute(0, 3, 1, 2)
+    y = inference_plain.layer_norm(y, norm_weight, norm_bias, eps, "gelu").permute(0, 3, 1, 2)
     y = nn.gelu(nn.conv_transpose2d(y, w2, b2, stride=2))
     batch, channels, height, width = y.shape
     return jt.matmul(hyper, y.reshape(batch, channels, -1)).reshape(batch, -1, height, width)

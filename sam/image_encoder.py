@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core import ops
+from core.nn import inference
 from core.runtime import jt, nn
 from sam.common import Conv2d, LayerNorm, Linear, Neck
 
@@ -109,7 +109,7 @@ class Attention(nn.Module):
 
     def execute(self, x: Var, residual: Var) -> Var:
         """(B, H, W, C) -> residual + attention, (B, H, W, C)."""
-        mixed = ops.window_attention(
+        mixed = inference.window_attention(
             self.qkv(x),
             self.qkv.bias,
             self.num_heads,

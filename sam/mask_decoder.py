@@ -9,8 +9,8 @@ import numpy as np
 
 from core.runtime import jt, nn
 from sam import decoder_ops
+from sam.batch_size import PROMPTS_AT_ONCE
 from sam.common import MLP, Activation, layer_norm_2d
-from sam.memory import PROMPTS_AT_ONCE
 from sam.transformer import TwoWayTransformer
 
 Var = Any

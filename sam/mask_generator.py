@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from core.data import rle
+from sam import batch_size
 from sam import masks as M
-from sam import memory
 from sam.predictor import SamPredictor
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -21,7 +22,7 @@ OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 class _Candidate:
     """A mask on its way through the filters, in coordinates of the whole image."""
 
-    rle: M.Rle
+    rle: rle.Rle
     box_xyxy: np.ndarray
     predicted_iou: np.float32
     stability_score: np.float32
@@ -98,7 +99,7 @@ class SamAutomaticMaskGenerator:
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
 
-    def generate(self, image: np.ndarray) -> list[M.Record]:
+    def generate(self, image: np.ndarray) -> list[rle.Record]:
         """All masks of a uint8 RGB image (H, W, 3), as records (see ``sam.masks``).
 
         Each record has ``segmentation`` (in ``output_mode``), ``area``, ``bbox`` [x, y, w, h],
@@ -137,11 +138,11 @@ class SamAutomaticMaskGenerator:
             try:
                 # Jittor keeps what a batch took: the same size fits again.
                 if len(batch) > self._known_to_fit:
-                    memory.ask_for(len(batch))
+                    batch_size.ask_for(len(batch))
                 found += self._of_points(batch, crop_xyxy, (h, w))
             except (MemoryError, RuntimeError) as error:
                 # A larger batch than the one that failed is not tried again.
-                self.points_per_batch = memory.halved(len(batch), error)
+                self.points_per_batch = batch_size.halved(len(batch), error)
                 continue
             self._known_to_fit = max(self._known_to_fit, len(batch))
             start += len(batch)
@@ -170,7 +171,7 @@ class SamAutomaticMaskGenerator:
             mask, box, stability = kept
             found.append(
                 _Candidate(
-                    rle=M.encode(M.uncrop_masks(mask, crop_xyxy, size_hw)),
+                    rle=rle.encode(M.uncrop_masks(mask, crop_xyxy, size_hw)),
                     box_xyxy=M.uncrop_boxes(box, crop_xyxy),
                     predicted_iou=iou[point, channel],
                     stability_score=stability,
@@ -191,7 +192,7 @@ class SamAutomaticMaskGenerator:
         if self.stability_score_thresh > 0 and not score >= np.float32(self.stability_score_thresh):
             return None
         mask = logits > np.float32(threshold)
-        box = M.box_of(mask)
+        box = rle.box_of(mask)
         # A mask cut off by its crop is whole in another one.
         if M.near_crop_edge(box[None], crop_xyxy, size_hw)[0]:
             return None
@@ -203,30 +204,30 @@ class SamAutomaticMaskGenerator:
         """
         cleaned, unchanged = [], []
         for candidate in candidates:
-            mask, filled = M.fill_small_holes(M.decode(candidate.rle), self.min_mask_region_area)
+            mask, filled = M.fill_small_holes(rle.decode(candidate.rle), self.min_mask_region_area)
             mask, dropped = M.drop_small_islands(mask, self.min_mask_region_area)
             changed = filled or dropped
             if changed:
-                candidate = replace(candidate, rle=M.encode(mask), box_xyxy=M.box_of(mask))
+                candidate = replace(candidate, rle=rle.encode(mask), box_xyxy=rle.box_of(mask))
             cleaned.append(candidate)
             unchanged.append(float(not changed))
         limit = max(self.box_nms_thresh, self.crop_nms_thresh)
         return _suppressed(cleaned, np.array(unchanged, np.float32), limit)
 
-    def _record(self, candidate: _Candidate) -> M.Record:
+    def _record(self, candidate: _Candidate) -> rle.Record:
         segmentation: Any = candidate.rle
         if self.output_mode == "binary_mask":
-            segmentation = M.decode(candidate.rle)
+            segmentation = rle.decode(candidate.rle)
         elif self.output_mode == "uncompressed_rle":
-            segmentation = M.uncompressed(candidate.rle)
+            segmentation = rle.uncompressed(candidate.rle)
         return {
             "segmentation": segmentation,
-            "area": M.area(candidate.rle),
-            "bbox": M.to_xywh(candidate.box_xyxy).tolist(),
+            "area": rle.area(candidate.rle),
+            "bbox": rle.to_xywh(candidate.box_xyxy).tolist(),
             "predicted_iou": float(candidate.predicted_iou),
             "point_coords": [candidate.point_xy.tolist()],
             "stability_score": float(candidate.stability_score),
-            "crop_box": M.to_xywh(np.array(candidate.crop_xyxy)).tolist(),
+            "crop_box": rle.to_xywh(np.array(candidate.crop_xyxy)).tolist(),
         }
 
 

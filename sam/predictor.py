@@ -12,8 +12,8 @@ import numpy as np
 
 from core.runtime import jt
 from sam.common import to_numpy
+from sam.resize_logits import MaskUpscaler
 from sam.transforms import ResizeLongestSide
-from sam.upscale import MaskUpscaler
 
 Var = Any
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from core import ops
+from core.nn import inference
 from core.runtime import jt, nn
 from sam.common import Activation, Conv2d, LayerNorm, Linear, Neck
 
@@ -99,11 +99,13 @@ class ConvBN(nn.Module):
         """(B, H, W, I) -> (B, h, w, O); a residual only with a 1 x 1 kernel."""
         weight, bias = self.folded()
         if self.depthwise:
-            return ops.depthwise3x3(x, weight, bias, self.stride, activation)
+            return inference.depthwise3x3(x, weight, bias, self.stride, activation)
         if residual is not None:
-            return ops.linear(x, weight.reshape(weight.shape[0], -1), bias, activation, residual)
+            return inference.linear(
+                x, weight.reshape(weight.shape[0], -1), bias, activation, residual
+            )
         padding = weight.shape[-1] // 2
-        return ops.conv2d(x, weight, bias, self.stride, padding, activation, channels_first)
+        return inference.conv2d(x, weight, bias, self.stride, padding, activation, channels_first)
 
 
 class PatchEmbed(nn.Module):
@@ -192,7 +194,7 @@ class Attention(nn.Module):
 
     def execute(self, x: Var) -> Var:
         """(B, H, W, C) -> x + attention(x), (B, H, W, C)."""
-        mixed = ops.window_attention(
+        mixed = inference.window_attention(
             self.qkv(self.norm(x)),
             self.qkv(self.norm.bias.reshape(1, -1)).reshape(-1),
             self.num_heads,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core import ops
+from core.nn import inference
 from core.runtime import nn
 from sam import decoder_ops
 from sam.common import LayerNorm, Linear
@@ -109,7 +109,7 @@ class Attention(nn.Module):
 
     def execute(self, q: Var, k: Var, v: Var, residual: Var | None = None) -> Var:
         """q (B, Nq, C), k and v (B or 1, Nk, C) -> (B, Nq, C), plus the residual."""
-        mixed = ops.attention(
+        mixed = inference.attention(
             self.q_proj(q), self.k_proj(k), self.v_proj(v), self.num_heads, self.scale
         )
         return self.out_proj(mixed, residual=residual)
@@ -152,4 +152,4 @@ class Attention(nn.Module):
 
 def _places(x: Var) -> Var:
     """(B, C, h, w) -> (B, h * w, C)."""
-    return ops.transpose(x.reshape(x.shape[0], x.shape[1], -1))
+    return inference.transpose(x.reshape(x.shape[0], x.shape[1], -1))

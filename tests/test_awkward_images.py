@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.labels import load_label
-from tests.calls_of_test_py import call, on_test_split
+from core.data.label_maps import load_label
+from tests.helpers.calls_of_test_py import call, on_test_split
 
 # Name -> (height, width) of the label map that is expected.
 GOOD = {

@@ -24,12 +24,12 @@ def diary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the sides of the test's cases did, a line each: side, what, process."""
     path = tmp_path / "diary"
     monkeypatch.setenv("DIARY", str(path))
-    monkeypatch.setitem(command.SUITES, "sam", "tests.benchmark_cases")
+    monkeypatch.setitem(command.SUITES, "sam", "tests.helpers.benchmark_cases")
     return path
 
 
 def test_sides_take_turns_in_processes_of_their_own(diary: Path) -> None:
-    suite = compare.load_suite("tests.benchmark_cases")
+    suite = compare.load_suite("tests.helpers.benchmark_cases")
     (outcome,) = compare.measure(suite, ["differing"], runs=3)
     lines = [line.split() for line in diary.read_text().splitlines()]
     turns = [("ours", "run"), ("torch", "run")] * 3
@@ -67,7 +67,7 @@ def test_the_median_counts() -> None:
 def test_json_and_exit_code(diary: Path) -> None:
     code = (
         "import sys; from benchmarks import __main__ as command;"
-        "command.SUITES['sam'] = 'tests.benchmark_cases';"
+        "command.SUITES['sam'] = 'tests.helpers.benchmark_cases';"
         "sys.exit(command.main(sys.argv[1:]))"
     )
     for case, exit_code in (("agreeing", 0), ("differing", 1)):
@@ -237,7 +237,7 @@ def test_stand_ins_are_put_where_the_official_code_looks() -> None:
 @pytest.mark.slow
 @pytest.mark.torch
 def test_a_real_case_from_end_to_end() -> None:
-    from uss import weights
+    from sam import weights
 
     if any(importlib.util.find_spec(name) is None for name in sam_cases.SUITE.needs):
         pytest.skip("the official code is not installed (make judge)")

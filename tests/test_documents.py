@@ -13,7 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from document_commands import (
+from PIL import Image
+
+from core import config as core_config
+from core.data.imagenet_s import list_images
+from core.data.label_maps import save_label
+from core.errors import UserError
+from core.scoring.matching import write_match
+from tests.helpers.document_commands import (
     ROOT,
     Command,
     Invocation,
@@ -27,13 +34,6 @@ from document_commands import (
     parsed,
     stages_of,
 )
-from PIL import Image
-
-from core import config as core_config
-from core.data.folders import list_images
-from core.errors import UserError
-from core.labels import save_label
-from core.matching import write_match
 from uss.__main__ import STAGES, TOOLS, config_from
 from uss.presets import PRESET_NAMES, preset
 
@@ -134,7 +134,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Places:
     folder = tmp_path_factory.mktemp("documents")
     sys.path.insert(0, str(ROOT / "tests" / "uss"))
     try:
-        from report_runs import make_run
+        from tests.helpers.report_runs import make_run
     finally:
         sys.path.pop(0)
     run = make_run(folder)

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.processes import one_line_error
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.conftest import ROOT
+from tests.helpers.processes import one_line_error
 
 
 def call(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.labels import load_label, save_label
-from tests.calls_of_test_py import call, command, on_test_split
-from tests.processes import one_line_error
+from core.data.label_maps import load_label, save_label
+from tests.helpers.calls_of_test_py import call, command, on_test_split
+from tests.helpers.processes import one_line_error
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (48, 64)) -> None:

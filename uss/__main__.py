@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 import time
 from dataclasses import replace
@@ -15,9 +14,11 @@ import core.packages  # noqa: F401  (first: it ends where packages are missing)
 from core import config as core_config
 from core import distributed, log
 from core.errors import UserError, main_guard
-from core.train_options import add_train_arguments, train_options
+from core.pipeline.folders import RUNS
+from core.pipeline.times import record_time
+from core.training.options import add_train_arguments, train_options
 from uss.config import ARCHS, Config
-from uss.paths import DEFAULT_DATA, RUNS, RunFolder
+from uss.paths import DEFAULT_DATA, RunFolder
 from uss.presets import PRESET_NAMES, preset
 
 # Command -> (module whose `run(config, data, run)` is the stage, help); it returns None or the exit
@@ -26,7 +27,10 @@ STAGES = {
     "pretrain": ("uss.pretrain", "step 1: self-supervised pretraining"),
     "pixel-attention": ("uss.pixel_attention", "step 2.1: pixel attention on the frozen trunk"),
     "cluster": ("uss.cluster", "step 2.2: k-means of attended image features"),
-    "masks": ("uss.masks", "masks of a split, for step 2.3 and test.py; any number of processes"),
+    "masks": (
+        "refine.fill_masks",
+        "masks of a split, for step 2.3 and test.py; any number of processes",
+    ),
     "pseudo-labels": ("uss.pseudo_labels", "steps 2.3 and 2.4: labels from masks"),
     "finetune": ("uss.finetune", "step 3: train the segmenter on the pseudo labels"),
     "predict": ("uss.predict", "step 4: label a split and zip it"),
@@ -36,15 +40,21 @@ STAGES = {
 TRAINING = ("pretrain", "pixel-attention", "finetune")
 # Command -> (module whose `main(arguments) -> exit code` parses its own arguments, help).
 TOOLS = {
-    "evaluate": ("uss.evaluate", "score predictions against ground truth"),
-    "submission": ("uss.submission", "check a result.zip"),
-    "weights": ("uss.weights", "fetch SAM weights and list what is at hand"),
-    "data": ("uss.own_data", "check a folder of images, make a data set of it, or the demo's"),
-    "doctor": ("uss.doctor", "check this machine and a data set; estimate time and memory"),
-    "visualize": ("uss.visualize", "lay predictions, masks or attention over images"),
-    "watch": ("uss.watch", "the live state of a run"),
-    "report": ("uss.report.command", "one page about a run, to be opened in any browser"),
-    "summary": ("uss.summary", "scores, times and a picture sheet of a finished run"),
+    "evaluate": ("tools.evaluate.folder", "score predictions against ground truth"),
+    "submission": ("tools.submission.archive", "check a result.zip"),
+    "weights": ("sam.weights", "fetch SAM weights and list what is at hand"),
+    "data": (
+        "tools.data.command",
+        "check a folder of images, make a data set of it, or the demo's",
+    ),
+    "doctor": (
+        "tools.doctor.command",
+        "check this machine and a data set; estimate time and memory",
+    ),
+    "visualize": ("tools.visualize", "lay predictions, masks or attention over images"),
+    "watch": ("tools.watch.command", "the live state of a run"),
+    "report": ("tools.report.command", "one page about a run, to be opened in any browser"),
+    "summary": ("tools.summary", "scores, times and a picture sheet of a finished run"),
 }
 
 
@@ -181,13 +191,6 @@ def _add_stage_arguments(parser: argparse.ArgumentParser, command: str) -> None:
             type=Path,
             help="match to use (default: found on validation masks)",
         )
-
-
-def record_time(run: RunFolder, stage: str, seconds: float) -> None:
-    """Append a stage's wall-clock time to the run's table of times."""
-    run.root.mkdir(parents=True, exist_ok=True)
-    with run.times.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"stage": stage, "seconds": round(seconds, 1)}) + "\n")
 
 
 def _usage() -> str:

@@ -16,20 +16,20 @@ import numpy as np
 from core import log
 from core.config import require_positive
 from core.data.datasets import EvalDataset
-from core.data.folders import ImageItem, anonymous_order, list_images, split_folder
+from core.data.imagenet_s import ImageItem, anonymous_order, list_images, split_folder
 from core.data.loader import Loader
 from core.errors import UserError
 from core.files import atomic_write, read_json, sha256_of, write_json
-from core.ledger import SETTINGS_FILE
-from core.matching import match_single_labels
-from uss import products
+from core.kmeans import assign, kmeans, unit_rows
+from core.scoring.matching import match_single_labels
+from core.work.ledger import SETTINGS_FILE
+from uss import paths
 from uss.config import Config
 from uss.networks import check_attention_threshold, load_pixel_attention
 from uss.paths import CENTROIDS, RunFolder
 
 STAGE = "cluster"
 LISTS = {"train": "train_labeled.txt", "validation": "val_labeled.txt"}
-_MAX_POINTS = 10_000_000  # of a centroid: every image counts, none is sampled away
 
 
 def run(config: Config, data: Path, run: RunFolder) -> None:
@@ -53,7 +53,7 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
             f"{config.cluster.resize}, to which the images' shorter side is brought"
         )
     folder = run.cluster(config.arch)
-    checkpoint = products.pixel_attention(run, config.arch)
+    checkpoint = paths.pixel_attention_input(run, config.arch)
     splits = {"train": anonymous_order(list_images(split_folder(data, "train")))}
     if (data / "validation").is_dir():
         splits["validation"] = anonymous_order(list_images(data / "validation"))
@@ -68,46 +68,6 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
     else:
         _cluster(config, checkpoint, splits, folder)
         write_json(folder / SETTINGS_FILE, settings)
-
-
-def kmeans(
-    features: np.ndarray, clusters: int, iterations: int, redo: int, seed: int
-) -> tuple[np.ndarray, float]:
-    """Euclidean k-means by faiss, on a GPU where faiss has one.
-
-    Args:
-        features: (N, D) float32, N >= clusters.
-        redo: number of starts, of which the best is kept.
-        seed: of the starts; the same seed gives the same centres.
-
-    Returns:
-        centres (clusters, D) float32, and the sum of squared distances of the features to theirs.
-    """
-    import faiss
-
-    features = np.ascontiguousarray(features, dtype=np.float32)
-    clustering = faiss.Clustering(features.shape[1], clusters)
-    clustering.niter, clustering.nredo, clustering.seed = iterations, redo, seed
-    clustering.max_points_per_centroid = _MAX_POINTS
-    clustering.min_points_per_centroid = 1
-    clustering.train(features, _flat_index(features.shape[1]))
-    centres = faiss.vector_to_array(clustering.centroids).reshape(clusters, -1)
-    stats = clustering.iteration_stats
-    objective = min(stats.at(index).obj for index in range(stats.size()))
-    return centres.copy(), float(objective)
-
-
-def assign(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """(N,) int64: nearest centre of each feature (N, D), Euclidean."""
-    index = _flat_index(centres.shape[1])
-    index.add(np.ascontiguousarray(centres, dtype=np.float32))
-    _, nearest = index.search(np.ascontiguousarray(features, dtype=np.float32), 1)
-    return nearest[:, 0]
-
-
-def unit_rows(features: np.ndarray) -> np.ndarray:
-    """Rows divided by their Euclidean length; the small constant keeps an all-zero row finite."""
-    return features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)
 
 
 def agreement(clusters: np.ndarray, classes: np.ndarray) -> tuple[float, float]:
@@ -131,15 +91,6 @@ def agreement(clusters: np.ndarray, classes: np.ndarray) -> tuple[float, float]:
 def _entropy(shares: np.ndarray) -> float:
     shares = shares[shares > 0]
     return float(-(shares * np.log(shares)).sum())
-
-
-def _flat_index(width: int) -> Any:
-    import faiss
-
-    index = faiss.IndexFlatL2(width)
-    if faiss.get_num_gpus() > 0:
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-    return index
 
 
 def _settings(

@@ -15,20 +15,21 @@ from typing import Any
 import numpy as np
 
 from core import distributed, log
-from core.checkpoint import load_state
+from core.checkpoints.files import load_state
+from core.checkpoints.torch_reader import state_dict_of
 from core.config import require_positive
 from core.data.crops import resize_nearest_floor
-from core.data.folders import ImageItem, list_images, mask_path, split_folder
+from core.data.imagenet_s import ImageItem, list_images, mask_path, split_folder
 from core.data.images import load_rgb
+from core.data.label_maps import IGNORE, load_label, png_of_label
 from core.errors import UserError
 from core.files import sha256_of
-from core.labels import IGNORE, load_label, png_of_label
-from core.matching import identity_match
-from core.torch_reader import state_dict_of
-from core.worklist import Worklist
-from uss import deliver, products
+from core.scoring.matching import identity_match
+from core.work.worklist import Worklist
+from tools.evaluate.folder import evaluate, labelled_images
+from tools.submission import results
+from uss import paths
 from uss.config import Config
-from uss.evaluate import evaluate, labelled_images
 from uss.networks import arch_of, network_input
 from uss.paths import RunFolder
 
@@ -50,7 +51,7 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
     require_positive({f"distance_matching.{name}": value for name, value in settings.items()})
     items = list_images(split_folder(data, split))
     examples = labelled_images(data, LABELLED)
-    checkpoint = products.trunk(run, config.arch)
+    checkpoint = paths.trunk_input(run, config.arch)
     features = TrunkFeatures(checkpoint, config.arch, config.distance_matching.resize)
     bank, labels = region_bank(features, data, examples, config.num_classes)
     log.info(STAGE, f"{len(labels)} labelled regions of {len(examples)} images")
@@ -78,12 +79,12 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
     work.run(items, predict, f"{STAGE} {split}")
     distributed.barrier()
     if distributed.is_main():
-        deliver.require_finished(work, items)
-        if deliver.has_masks(data, split):
+        results.require_finished(work, items)
+        if results.has_masks(data, split):
             match = identity_match(config.num_classes)
             result = evaluate(folder, data, split, config.num_classes, match)
-            deliver.keep_evaluation(folder, split, sha256, {"distance_matching": result})
-            deliver.print_scores(folder, split)
+            results.keep_evaluation(folder, split, sha256, {"distance_matching": result})
+            results.print_scores(folder, split)
 
 
 class TrunkFeatures:
@@ -113,7 +114,7 @@ class TrunkFeatures:
 
     def enlarged(self, rgb: np.ndarray) -> np.ndarray:
         """The same at its own length."""
-        from core.layers import resize_bilinear
+        from core.nn.layers import resize_bilinear
         from core.runtime import jt
 
         with jt.no_grad():

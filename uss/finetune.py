@@ -9,22 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from core import checkpoint, log, training
+from core import log
+from core.checkpoints import files as checkpoint
+from core.checkpoints.torch_reader import state_dict_of
 from core.data.crops import resize_nearest_floor
 from core.data.datasets import JointDataset
-from core.data.folders import ImageItem, anonymous_order, list_images, split_folder
+from core.data.imagenet_s import ImageItem, anonymous_order, list_images, split_folder
 from core.data.images import load_rgb
+from core.data.label_maps import load_label
 from core.errors import UserError
 from core.files import read_json
-from core.labels import load_label
-from core.layers import cross_entropy, resize_bilinear
-from core.optim import LarcSGD
+from core.nn.layers import cross_entropy, resize_bilinear
 from core.runtime import jt
-from core.torch_reader import state_dict_of
-from core.train_options import USUAL_OPTIONS, TrainOptions
+from core.training import loop
+from core.training import stage as training_stage
+from core.training.optim import LarcSGD
+from core.training.options import USUAL_OPTIONS, TrainOptions
 from models.pass_net import PlainSegmenter
 from models.upernet import UPerNet
-from uss import products, train_stage
+from uss import paths
 from uss.config import Config
 from uss.paths import RunFolder
 
@@ -49,11 +52,11 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
     labels = run.pseudo_labels("train")
     images = anonymous_order(list_images(split_folder(data, "train")))
     items, fingerprint = labelled_images(images, labels)
-    train_stage.check(config, STAGE, len(items))
-    train_stage.check_crops(STAGE, (settings.crop_size,))
-    source = products.trunk(run, config.arch)
-    facts = train_stage.source_fact(source, run.root, STAGE, config.pretrain.epochs)
-    plan = train_stage.make_plan(
+    training_stage.check(config, STAGE, len(items))
+    training_stage.check_crops(STAGE, (settings.crop_size,))
+    source = paths.trunk_input(run, config.arch)
+    facts = training_stage.source_fact(source, run.root, STAGE, config.pretrain.epochs)
+    plan = training_stage.make_plan(
         config,
         STAGE,
         run.segmenter,
@@ -61,20 +64,20 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
         {"images": len(items), "labels_sha256": fingerprint, **facts},
         options,
     )
-    previous = training.previous_run(plan)
-    if training.finished(plan, previous):
+    previous = loop.previous_run(plan)
+    if loop.finished(plan, previous):
         return
     _check_classes(config, items, labels)
     dataset = JointDataset(items, labels, settings.crop_size, settings.min_scale)
     model = build(config, source)
     optimizer = LarcSGD(
-        train_stage.trainable(model),
+        training_stage.trainable(model),
         settings.momentum,
         settings.weight_decay,
         larc=settings.larc,
     )
-    loader = train_stage.make_loader(config, STAGE, dataset)
-    training.fit(plan, model, optimizer, loader, FinetuneTask(model, config, labels), previous)
+    loader = training_stage.make_loader(config, STAGE, dataset)
+    loop.fit(plan, model, optimizer, loader, FinetuneTask(model, config, labels), previous)
 
 
 def network(config: Config) -> UPerNet | PlainSegmenter:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from core.checkpoint import load_state
+from core.checkpoints.files import load_state
+from core.checkpoints.torch_reader import state_dict_of
 from core.data import crops
 from core.errors import StopWork, UserError
-from core.torch_reader import state_dict_of
 
 State = Mapping[str, np.ndarray]
 
@@ -103,7 +103,7 @@ def segmenter_facts(
     """Trunk, head and class count of a segmenter's checkpoint; starts no Jittor.
 
     Args:
-        path: any checkpoint file that ``core.torch_reader`` reads.
+        path: any checkpoint file that ``core.checkpoints.torch_reader`` reads.
         arch, num_classes: what the user asked for, checked against the file; None takes any.
             ``resnet_uppernet50`` (the reference's name) also asks for the UPerNet head.
 

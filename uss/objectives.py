@@ -7,15 +7,16 @@ of all others (PASS, section 3.2; SwAV for the assignments and the queue).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from core import distributed
-from core.layers import l2_normalise
+from core.errors import UserError
+from core.nn.layers import l2_normalise
 from core.runtime import jt, nn
-from uss.config import Assignment
+from uss.config import Assignment, Config
 
 Var = Any
 
@@ -206,3 +207,55 @@ def _log_softmax(x: Var) -> Var:
     """Logarithm of the softmax over axis 1 of (N, K), exact where probabilities underflow."""
     x = x - x.max(1, keepdims=True).stop_grad()
     return x - jt.log(jt.exp(x).sum(1, keepdims=True))
+
+
+def check_clusters(config: Config, stage: str, images: int) -> None:
+    """Stop at once, and not after days of training, where clustering would not have enough images.
+
+    Raises:
+        UserError: fewer images than clusters.
+    """
+    if images < config.num_classes:
+        raise UserError(
+            f"{stage}: {images} training images, fewer than the {config.num_classes} clusters that "
+            f"they are to form; add images or use --set num_classes=..."
+        )
+
+
+class PrototypeTask:
+    """The part of a training task that has to do with prototypes and the queue of embeddings.
+
+    Args:
+        section: the stage's settings: ``queue_length``, ``queue_start_epoch``, ``batch_size``,
+            ``freeze_prototypes_steps``.
+        feat_dim: channels of an embedding.
+    """
+
+    def __init__(self, section: Any, feat_dim: int) -> None:
+        self._section, self._feat_dim = section, feat_dim
+        self.queue: Queue | None = None
+
+    def start_epoch(self, epoch: int) -> None:
+        """Make the queue when its time has come, and ask anew whether it is filled."""
+        section = self._section
+        if self.queue is None and section.queue_length and epoch >= section.queue_start_epoch:
+            self.queue = Queue.empty(section.queue_length, self._feat_dim, section.batch_size)
+        if self.queue is not None:
+            self.queue.start_epoch()
+
+    def frozen(self, step: int) -> Collection[str]:
+        """The prototypes stand still at first: embeddings that mean nothing yet would move them."""
+        return ("prototypes.weight",) if step < self._section.freeze_prototypes_steps else ()
+
+    def state(self) -> dict[str, Any]:
+        """The queue of all processes, or None, and whether it takes part in this epoch."""
+        if self.queue is None:
+            return {"queue": None, "queue_in_use": False}
+        return {"queue": self.queue.numpy(), "queue_in_use": self.queue.in_use}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state` gave."""
+        self.queue = None
+        if state["queue"] is not None:
+            self.queue = Queue.restored(state["queue"])
+            self.queue.in_use = state["queue_in_use"]

@@ -1,4 +1,4 @@
-"""Where everything lies in a run folder and in a result folder: the one home of every path rule.
+"""Where everything lies in a run folder of this pipeline, and which file a stage starts from.
 
 ::
 
@@ -6,17 +6,10 @@
     RUN/<arch>/pixel_attention/   the same
     RUN/<arch>/distance_matching/ <split>/<class>/<stem>.png, and the scores
     RUN/<arch>/cluster/           centroids.npy, train_labeled.txt, val_labeled.txt
-    RUN/masks/<split>/            mask store
     RUN/pseudo_labels/<split>/    <class>/<stem>.png; threshold.json beside the splits
-    RUN/segmenter/                checkpoint.pth.tar, log.jsonl, config.json
-    RUN/predictions/<split>/      <class>/<stem>.png, and <split>.zip beside it
-    RUN/times.jsonl               wall-clock seconds of every stage
-    RUN/result/                   what test.py leaves, where it was told to leave it there
 
-    RESULT/<split>/               <class>/<stem>.png, refined
-    RESULT/<split>_unrefined/     the same before refinement
-    RESULT/failed_<split>.json    images without label map, with reasons
-    RESULT/result.zip             the archive; result.json says what it was made of
+What the runs of all pipelines share is in ``core.pipeline.folders``. Files in ``weights/`` have the
+names under which the reference published them.
 """
 
 from __future__ import annotations
@@ -24,31 +17,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS = PROJECT_ROOT / "weights"
-RUNS = PROJECT_ROOT / "runs"
+from core.pipeline import folders
+from core.pipeline.folders import CHECKPOINT, WEIGHTS
+from core.pipeline.inputs import choose
+
 DEFAULT_DATA = Path("/data/ImageNetS50")  # as in scripts/common.sh
 
-#: The split whose masks choose the threshold and name the clusters.
-VALIDATION = "validation"
-
-CHECKPOINT = "checkpoint.pth.tar"
-CONFIG = "config.json"
-LOG = "log.jsonl"
 CENTROIDS = "centroids.npy"
-UNREFINED = "_unrefined"
+
+# Spelt so where it was published.
+PUBLISHED_PIXEL_ATTENTION = "infer_pixel_attnetion_checkpoint.pth.tar"
+PUBLISHED_CENTROIDS = CENTROIDS
+PUBLISHED_TRUNK = "train_pixelattention_checkpoint.pth.tar"
+PUBLISHED_SEGMENTER = "checkpoint.pth.tar"
+
+_SCRIPT = {"resnet50": "bash train_1.sh", "resnet18": "bash train_2.sh"}
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunFolder(folders.RunFolder):
     """Paths of one run; nothing is created by asking.
 
     ``given_checkpoint`` and ``given_centroids`` are files that the user named to be used instead of
     the run's own products of an earlier stage.
     """
 
-    root: Path
-    given_checkpoint: Path | None = None
     given_centroids: Path | None = None
 
     def pretrain(self, arch: str) -> Path:
@@ -63,10 +56,6 @@ class RunFolder:
         """Folder of centroids.npy, train_labeled.txt and val_labeled.txt of trunk ``arch``."""
         return self.root / arch / "cluster"
 
-    def masks(self, split: str) -> Path:
-        """Folder of the mask store of a split."""
-        return self.root / "masks" / split
-
     def pseudo_labels(self, split: str) -> Path:
         """Folder of a split's pseudo labels, one PNG per image."""
         return self.root / "pseudo_labels" / split
@@ -76,54 +65,47 @@ class RunFolder:
         """The sweep's result: chosen threshold, its mIoU and the curve."""
         return self.root / "pseudo_labels" / "threshold.json"
 
-    @property
-    def result(self) -> Path:
-        """Where results of test.py are looked for first."""
-        return self.root / "result"
-
-    @property
-    def times(self) -> Path:
-        """One JSON object a line: stage and seconds."""
-        return self.root / "times.jsonl"
-
-    @property
-    def segmenter(self) -> Path:
-        """Folder of the fine-tuned segmenter."""
-        return self.root / "segmenter"
-
-    def predictions(self, split: str) -> Path:
-        """Folder of the segmenter's own predictions of a split."""
-        return self.root / "predictions" / split
-
     def distance_matching(self, arch: str, split: str) -> Path:
         """Folder of the predictions of a split by the nearest labelled regions."""
         return self.root / arch / "distance_matching" / split
 
 
-@dataclass(frozen=True)
-class ResultFolder:
-    """Paths of what ``test.py`` leaves in its ``--dump_path``; nothing is created by asking."""
+# Which file a stage starts from -----------------------------------------------------------------
 
-    root: Path
 
-    def labels(self, split: str) -> Path:
-        """Folder of the refined label maps of a split."""
-        return self.root / split
+def pretrained_input(run: RunFolder, arch: str) -> Path:
+    """Checkpoint of step 1 from which the pixel attention of ``arch`` starts.
 
-    def unrefined(self, split: str) -> Path:
-        """Folder of its label maps before refinement."""
-        return self.root / f"{split}{UNREFINED}"
+    Raises (as all of these):
+        UserError: it is missing; names it and the command that makes it.
+    """
+    own = run.pretrain(arch) / CHECKPOINT
+    return choose("pretrain", run.given_checkpoint, own, None, _SCRIPT[arch])
 
-    def failures(self, split: str) -> Path:
-        """Report of the images that could not be made: JSON, key -> reason."""
-        return self.root / f"failed_{split}.json"
 
-    @property
-    def archive(self) -> Path:
-        """The archive to hand in."""
-        return self.root / "result.zip"
+def trunk_input(run: RunFolder, arch: str) -> Path:
+    """Checkpoint whose trunk the segmenter starts from."""
+    published = WEIGHTS / PUBLISHED_TRUNK
+    own = run.pretrain(arch) / CHECKPOINT
+    return choose("finetune", run.given_checkpoint, own, published, _SCRIPT[arch])
 
-    @property
-    def record(self) -> Path:
-        """Beside the archive: what it was made of."""
-        return self.root / "result.json"
+
+def pixel_attention_input(run: RunFolder, arch: str) -> Path:
+    """Checkpoint of the pixel-attention network, for clustering and pseudo labels."""
+    published = WEIGHTS / PUBLISHED_PIXEL_ATTENTION
+    own = run.pixel_attention(arch) / CHECKPOINT
+    return choose("pixel attention", run.given_checkpoint, own, published, _SCRIPT[arch])
+
+
+def centroids_input(run: RunFolder, arch: str) -> Path:
+    """Cluster centres, a float32 array (clusters, channels of layer4)."""
+    published = WEIGHTS / PUBLISHED_CENTROIDS
+    own = run.cluster(arch) / CENTROIDS
+    return choose("centroids", run.given_centroids, own, published, _SCRIPT[arch])
+
+
+def segmenter_input(run: RunFolder) -> Path:
+    """Checkpoint of the fine-tuned segmenter."""
+    published = WEIGHTS / PUBLISHED_SEGMENTER
+    own = run.segmenter / CHECKPOINT
+    return choose("segmenter", run.given_checkpoint, own, published, "bash train_4.sh")

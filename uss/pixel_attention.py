@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, training
-from core.data.crops import MultiCrop
-from core.data.datasets import MultiCropDataset
-from core.data.folders import anonymous_order, list_images, split_folder
-from core.optim import LarcSGD
+from core.checkpoints import files as checkpoint
+from core.checkpoints.torch_reader import state_dict_of
+from core.data.imagenet_s import anonymous_order, list_images, split_folder
 from core.runtime import jt
-from core.torch_reader import state_dict_of
-from core.train_options import USUAL_OPTIONS, TrainOptions
+from core.training import loop
+from core.training import stage as training_stage
+from core.training.optim import LarcSGD
+from core.training.options import USUAL_OPTIONS, TrainOptions
 from models.pass_net import PixelAttentionNet
-from uss import objectives, products, train_stage
+from uss import objectives, paths
 from uss.config import Config, PixelAttention
 from uss.networks import check_attention_threshold
 from uss.paths import RunFolder
+from uss.views import MultiCrop, MultiCropDataset
 
 STAGE = "pixel_attention"
 
@@ -38,13 +39,13 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
     """
     settings = config.pixel_attention
     items = anonymous_order(list_images(split_folder(data, "train")))
-    train_stage.check(config, STAGE, len(items))
-    train_stage.check_clusters(config, STAGE, len(items))
+    training_stage.check(config, STAGE, len(items))
+    objectives.check_clusters(config, STAGE, len(items))
     check_attention_threshold(settings.threshold)
-    train_stage.check_crops(STAGE, (settings.crop_size,))
-    source = products.pretrained(run, config.arch)
-    facts = train_stage.source_fact(source, run.root, STAGE, config.pretrain.epochs)
-    plan = train_stage.make_plan(
+    training_stage.check_crops(STAGE, (settings.crop_size,))
+    source = paths.pretrained_input(run, config.arch)
+    facts = training_stage.source_fact(source, run.root, STAGE, config.pretrain.epochs)
+    plan = training_stage.make_plan(
         config,
         STAGE,
         run.pixel_attention(config.arch),
@@ -52,8 +53,8 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
         {"images": len(items), **facts},
         options,
     )
-    previous = training.previous_run(plan)
-    if training.finished(plan, previous):
+    previous = loop.previous_run(plan)
+    if loop.finished(plan, previous):
         return
     dataset = MultiCropDataset(items, multi_crop(settings))
     model = build(config, source)
@@ -63,8 +64,8 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
         settings.weight_decay,
         larc=settings.larc,
     )
-    loader = train_stage.make_loader(config, STAGE, dataset)
-    training.fit(plan, model, optimizer, loader, PixelAttentionTask(model, config), previous)
+    loader = training_stage.make_loader(config, STAGE, dataset)
+    loop.fit(plan, model, optimizer, loader, PixelAttentionTask(model, config), previous)
 
 
 def build(config: Config, source: Path) -> PixelAttentionNet:
@@ -93,7 +94,7 @@ def multi_crop(settings: PixelAttention) -> MultiCrop:
     )
 
 
-class PixelAttentionTask(train_stage.PrototypeTask):
+class PixelAttentionTask(objectives.PrototypeTask):
     """The image-to-image loss of attended features of a batch (crops..., gridq, gridk)."""
 
     def __init__(self, model: PixelAttentionNet, config: Config) -> None:

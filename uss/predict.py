@@ -1,7 +1,7 @@
 """The end of ``train_4.sh``: label whole images with the segmenter, and pack the labels.
 
-What happens to finished label maps (score, match, archive) is in ``uss.deliver``; refinement, which
-``test.py`` adds, in ``uss.refined_run``.
+What happens to finished label maps (score, match, archive) is in ``tools.submission.results``;
+refinement, which ``test.py`` adds, in ``uss.predict_refined``.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from core import distributed
-from core.data.folders import ImageItem, list_images, split_folder
+from core.data.imagenet_s import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
+from core.data.label_maps import png_of_label
 from core.errors import UserError
-from core.labels import png_of_label
-from core.matching import read_match
-from core.worklist import Worklist
-from uss import deliver, products
+from core.pipeline.folders import VALIDATION
+from core.scoring.matching import read_match
+from core.work.worklist import Worklist
+from refine.segmenter import Segmenter, decisive_settings
+from tools.evaluate.folder import evaluate
+from tools.submission import results
+from tools.submission.archive import Method
+from tools.submission.results import Match
+from uss import paths
 from uss.config import Config
-from uss.deliver import Match
-from uss.evaluate import evaluate
-from uss.paths import VALIDATION, RunFolder
-from uss.segmenter import Segmenter, decisive_settings
-from uss.submission import Method
+from uss.paths import RunFolder
 
 STAGE = "predict"
 _AUTO = ("testB", "testA", "test", VALIDATION)  # "auto" takes the first that there is
@@ -50,15 +52,15 @@ def run(
     """
     split = _auto_split(data) if split == "auto" else split
     split_folder(data, split)
-    path = products.segmenter(run)
+    path = paths.segmenter_input(run)
     segmenter = Segmenter(path, config.predict, config.arch, config.num_classes)
     decisive = decisive_settings(path, config.predict)
     num_classes = segmenter.facts.num_classes
     match = read_match(match_file, num_classes) if match_file else None
     match_split = None
-    if match is None and deliver.has_masks(data, VALIDATION):
+    if match is None and results.has_masks(data, VALIDATION):
         match_split = VALIDATION
-    elif match is None and deliver.has_masks(data, split):
+    elif match is None and results.has_masks(data, split):
         match_split = split
     if match_split == VALIDATION != split:
         match = _predict_split(segmenter, decisive, data, run, VALIDATION, None)
@@ -67,8 +69,8 @@ def run(
         folder = run.predictions(split)
         archive = folder.with_name(f"{split}.zip")
         method = Method(network=segmenter.facts.name, method="PASS, Jittor")
-        method = deliver.disclosed(method, path, run, match_split)
-        deliver.pack(folder, data, split, archive, match, num_classes, method)
+        method = results.disclosed(method, path, run, match_split)
+        results.pack(folder, data, split, archive, match, num_classes, method)
 
 
 def _predict_split(
@@ -94,13 +96,13 @@ def _predict_split(
     distributed.barrier()
     if not distributed.is_main():
         return None
-    deliver.require_finished(work, items)
-    if not deliver.has_masks(data, split):
+    results.require_finished(work, items)
+    if not results.has_masks(data, split):
         return match
     result = evaluate(folder, data, split, segmenter.facts.num_classes, match)
     checkpoint = decisive["checkpoint_sha256"]
-    deliver.keep_evaluation(folder, split, checkpoint, {"predictions": result})
-    deliver.print_scores(folder, split)
+    results.keep_evaluation(folder, split, checkpoint, {"predictions": result})
+    results.print_scores(folder, split)
     return result.match
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from core import config as core_config
 from core.errors import UserError
 from core.files import read_json
+from core.pipeline.folders import CONFIG
 from uss.config import ARCHS, Config
-from uss.paths import CONFIG
 
 #: Of the attention; in this range lies what the published settings take for all ImageNet-S sets.
 USUAL_THRESHOLD = 0.35

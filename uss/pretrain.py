@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core import training
-from core.data.crops import MultiCrop
-from core.data.datasets import MultiCropDataset
-from core.data.folders import anonymous_order, list_images, split_folder
+from core.data.imagenet_s import anonymous_order, list_images, split_folder
 from core.errors import UserError
-from core.optim import LarcSGD
 from core.runtime import jt
-from core.train_options import USUAL_OPTIONS, TrainOptions
+from core.training import loop
+from core.training import stage as training_stage
+from core.training.optim import LarcSGD
+from core.training.options import USUAL_OPTIONS, TrainOptions
 from models.pass_net import PretrainNet
-from uss import objectives, train_stage
+from uss import objectives
 from uss.config import Config, Pretrain
 from uss.paths import RunFolder
+from uss.views import MultiCrop, MultiCropDataset
 
 STAGE = "pretrain"
 
@@ -30,7 +30,7 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
     settings = config.pretrain
     items = anonymous_order(list_images(split_folder(data, "train")))
     _check(config, len(items))
-    plan = train_stage.make_plan(
+    plan = training_stage.make_plan(
         config,
         STAGE,
         run.pretrain(config.arch),
@@ -38,19 +38,19 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
         {"images": len(items)},
         options,
     )
-    previous = training.previous_run(plan)
-    if training.finished(plan, previous):
+    previous = loop.previous_run(plan)
+    if loop.finished(plan, previous):
         return
     dataset = MultiCropDataset(items, multi_crop(settings))
     model = build(config)
     optimizer = LarcSGD(
-        train_stage.trainable(model),
+        training_stage.trainable(model),
         settings.momentum,
         settings.weight_decay,
         larc=settings.larc,
     )
-    loader = train_stage.make_loader(config, STAGE, dataset)
-    training.fit(plan, model, optimizer, loader, PretrainTask(model, config), previous)
+    loader = training_stage.make_loader(config, STAGE, dataset)
+    loop.fit(plan, model, optimizer, loader, PretrainTask(model, config), previous)
 
 
 def build(config: Config) -> PretrainNet:
@@ -73,7 +73,7 @@ def multi_crop(settings: Pretrain) -> MultiCrop:
     )
 
 
-class PretrainTask(train_stage.PrototypeTask):
+class PretrainTask(objectives.PrototypeTask):
     """The pretraining loss of a batch (crops..., gridq, gridk)."""
 
     def __init__(self, model: PretrainNet, config: Config) -> None:
@@ -107,8 +107,8 @@ class PretrainTask(train_stage.PrototypeTask):
 
 def _check(config: Config, images: int) -> None:
     """Stop before anything is loaded where the settings contradict each other."""
-    train_stage.check(config, STAGE, images)
-    train_stage.check_clusters(config, STAGE, images)
+    training_stage.check(config, STAGE, images)
+    objectives.check_clusters(config, STAGE, images)
     settings = config.pretrain
     groups = {
         len(values)
@@ -124,7 +124,7 @@ def _check(config: Config, images: int) -> None:
             "pretrain.crop_sizes, crop_counts, min_scales and max_scales must have one entry per "
             "crop size each"
         )
-    train_stage.check_crops(STAGE, settings.crop_sizes)
+    training_stage.check_crops(STAGE, settings.crop_sizes)
     if not settings.crop_counts or settings.crop_counts[0] < objectives.ASSIGNED_VIEWS:
         raise UserError("pretrain.crop_counts must begin with at least 2: these are compared")
     if len(set(settings.shallow)) != len(settings.shallow) or not set(settings.shallow) <= {

@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 
 from core import distributed, log
-from core.data.folders import ImageItem, list_images, split_folder
+from core.data.imagenet_s import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
+from core.data.label_maps import png_of_label
 from core.errors import UserError
 from core.files import read_json, sha256_of, write_json
-from core.labels import png_of_label
-from core.log import named
-from core.threshold_curve import hundredths, require_fraction
-from core.worklist import Worklist
-from uss import products
+from core.scoring.threshold_curve import hundredths, require_fraction
+from core.text import named
+from core.work.worklist import Worklist
+from refine.mask_sources import ImageMasks, MaskSource, mask_source
+from tools.evaluate.folder import ARCHIVE_SUFFIX, labelled_images, threshold_curve
+from tools.evaluate.table import best_point, curve_dict
+from uss import paths
 from uss.config import Config
 from uss.config import PseudoLabels as Settings
-from uss.evaluate import ARCHIVE_SUFFIX, labelled_images, threshold_curve
-from uss.image_masks import ImageMasks, MaskSource, mask_source
-from uss.mask_average import LevelledLabel, label_from_masks
+from uss.mask_labels import LevelledLabel, label_from_masks
 from uss.networks import load_pixel_attention, network_input
 from uss.paths import RunFolder
 from uss.presets import GIVE_THRESHOLD
-from uss.score_table import best_point, curve_dict
 
 STAGE = "pseudo labels"
 _HUNDREDTHS = np.array(hundredths(0, 100), dtype=np.float32)
@@ -56,8 +56,8 @@ def run(config: Config, data: Path, run: RunFolder, mode: str = "all") -> None:
             no validation masks while ``pseudo_labels.threshold`` is not set.
     """
     _check(config.pseudo_labels, mode)
-    checkpoint = products.pixel_attention(run, config.arch)
-    centroids = products.centroids(run, config.arch)
+    checkpoint = paths.pixel_attention_input(run, config.arch)
+    centroids = paths.centroids_input(run, config.arch)
     train = list_images(split_folder(data, "train")) if mode != "validation" else []
     threshold = config.pseudo_labels.threshold
     sweep = mode == "validation" or (mode == "all" and threshold < 0)
@@ -149,7 +149,7 @@ class Labeller:
         """Cosine to each centre (C, h, w) and mean attention (h, w), float32, on the feature
         grid.
         """
-        from core.layers import l2_normalise
+        from core.nn.layers import l2_normalise
         from core.runtime import jt
 
         image = network_input(rgb, self._settings.resize, self._settings.square)

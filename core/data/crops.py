@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageStat
@@ -18,30 +17,15 @@ from core.errors import UserError
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-# The reference trains steps 1 and 2.1 with .228 in red; published weights expect it.
-PRETRAIN_STD = (0.228, 0.224, 0.225)
-
-GRID_SIZE = 7
 _MAX_RESIZED = 1 << 24  # pixels of an image for a network, whose maps take a hundred times as much
-NO_OVERLAP = -2.0
 
-_RATIO = (3 / 4, 4 / 3)
-_REDUCING_GAP = 2.0  # of two steps of reduction, from which on they look like one
+RATIO = (3 / 4, 4 / 3)
+REDUCING_GAP = 2.0  # of two steps of reduction, from which on they look like one
 _TRIES = 10
-_FLIP = 0.5
+FLIP = 0.5
 _JITTER, _JITTER_STRENGTH, _HUE = 0.8, 0.8, 0.2
 _GRAYSCALE = 0.2
 _BLUR, _BLUR_RADIUS = 0.5, (0.1, 2.0)
-
-
-class Placement(NamedTuple):
-    """Where a crop lies in its image (pixels), and whether it was mirrored afterwards."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-    flipped: bool
 
 
 def normalise(rgb: np.ndarray, std: Sequence[float] = STD) -> np.ndarray:
@@ -113,67 +97,6 @@ def center_crop(rgb: np.ndarray, size: int) -> np.ndarray:
     return rgb[top : top + size, left : left + size]
 
 
-class MultiCrop:
-    """Random views of one image for self-supervised training (PASS, section on multi-crop).
-
-    A view is a random resized crop (aspect 3/4..4/3), mirrored at .5, colour-jittered (.8, .8, .8,
-    .2 in random order) at .8, made gray at .2, blurred (Gaussian radius .1..2) at .5, and
-    normalised with the pretraining std.
-
-    Args:
-        sizes: side of the square views of each group, in pixels; the first group needs at least two
-            views.
-        counts: number of views of each group.
-        min_scales, max_scales: area of the crop relative to the image, for each group.
-        distortion: 0..1, how far colours are changed: it scales the jitter's strengths and how
-            often a view is made gray or blurred.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        counts: Sequence[int],
-        min_scales: Sequence[float],
-        max_scales: Sequence[float],
-        distortion: float = 1.0,
-    ) -> None:
-        lengths = {len(sizes), len(counts), len(min_scales), len(max_scales)}
-        if len(lengths) != 1 or not counts or counts[0] < 2:
-            raise UserError(
-                "crop sizes, counts, min_scales and max_scales need one value for each group, "
-                f"and two crops in the first; got {sizes}, {counts}, {min_scales}, {max_scales}"
-            )
-        for low, high in zip(min_scales, max_scales):
-            if not 0 < low <= high <= 1:
-                raise UserError(f"crop scales need 0 < min <= max <= 1, got {low}..{high}")
-        if not 0 <= distortion <= 1:
-            raise UserError(f"the distortion of the views must lie in 0..1, got {distortion}")
-        self.distortion = distortion
-        self.views = [
-            (size, low, high)
-            for size, count, low, high in zip(sizes, counts, min_scales, max_scales)
-            for _ in range(count)
-        ]
-        #: Side of a square with as many pixels as an image needs for its smallest crop to be
-        #: reduced by ``_REDUCING_GAP`` at least: what a larger image adds cannot be seen.
-        self.enough = max(
-            _REDUCING_GAP * size / math.sqrt(low * _RATIO[0]) for size, low, _ in self.views
-        )
-
-    def __call__(
-        self, rgb: np.ndarray, rng: np.random.Generator
-    ) -> tuple[list[np.ndarray], tuple[Placement, Placement]]:
-        """All views, float32 (3, size, size), and the placements of the first two."""
-        crops, placements = [], []
-        for size, low, high in self.views:
-            box = random_box(rgb.shape[0], rgb.shape[1], low, high, rng)
-            flipped = bool(rng.random() < _FLIP)
-            view = _distort(_cut(rgb, box, size, flipped), rng, self.distortion)
-            crops.append(normalise(np.asarray(view), PRETRAIN_STD))
-            placements.append(Placement(*box, flipped))
-        return crops, (placements[0], placements[1])
-
-
 class JointCrop:
     """One random resized crop and mirroring shared by an image and its label map.
 
@@ -195,13 +118,14 @@ class JointCrop:
         if label.shape != rgb.shape[:2]:
             raise ValueError(f"label map {label.shape} does not fit the image {rgb.shape[:2]}")
         box = random_box(rgb.shape[0], rgb.shape[1], self.min_scale, 1.0, rng)
-        flipped = bool(rng.random() < _FLIP)
-        image = np.asarray(_cut(rgb, box, self.size, flipped))
+        flipped = bool(rng.random() < FLIP)
+        image = np.asarray(cut(rgb, box, self.size, flipped))
         left, top, width, height = box
-        cut = resize_nearest(label[top : top + height, left : left + width], (self.size, self.size))
+        part = label[top : top + height, left : left + width]
+        part = resize_nearest(part, (self.size, self.size))
         if flipped:
-            cut = cut[:, ::-1]
-        return normalise(image), np.ascontiguousarray(cut, dtype=np.int32)
+            part = part[:, ::-1]
+        return normalise(image), np.ascontiguousarray(part, dtype=np.int32)
 
 
 def random_box(
@@ -212,7 +136,7 @@ def random_box(
     After ten boxes that do not fit, the largest central box of an allowed aspect.
     """
     area = height * width
-    low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for _ in range(_TRIES):
         target = area * rng.uniform(min_scale, max_scale)
         aspect = math.exp(rng.uniform(low, high))
@@ -223,44 +147,11 @@ def random_box(
             left = int(rng.integers(0, width - box_width + 1))
             return left, top, box_width, box_height
     box_width, box_height = width, height
-    if width < height * _RATIO[0]:
-        box_height = int(round(width / _RATIO[0]))
-    elif width > height * _RATIO[1]:
-        box_width = int(round(height * _RATIO[1]))
+    if width < height * RATIO[0]:
+        box_height = int(round(width / RATIO[0]))
+    elif width > height * RATIO[1]:
+        box_width = int(round(height * RATIO[1]))
     return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
-
-
-def correspondence_grids(
-    view_q: Placement, view_k: Placement, size: int = GRID_SIZE
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sampling grids that meet at the same image points in two crops.
-
-    A lattice of ``size`` x ``size`` points spans the overlap of both crops, edges included; its
-    points are given in each crop's own coordinates, -1..1 from edge to edge, mirrored where the
-    crop was.
-
-    Returns:
-        (gridq, gridk): float32 (size, size, 2), x first; -2 everywhere where the crops do not
-        overlap, so that sampling with zero padding yields zeros.
-    """
-    left = max(view_q.left, view_k.left)
-    top = max(view_q.top, view_k.top)
-    right = min(view_q.left + view_q.width, view_k.left + view_k.width)
-    bottom = min(view_q.top + view_q.height, view_k.top + view_k.height)
-    if right <= left or bottom <= top:
-        empty = np.full((size, size, 2), NO_OVERLAP, np.float32)
-        return empty, empty.copy()
-    xs, ys = np.linspace(left, right, size), np.linspace(top, bottom, size)
-    return _grid_in(view_q, xs, ys), _grid_in(view_k, xs, ys)
-
-
-def _grid_in(view: Placement, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    x = 2 * (xs - view.left) / view.width - 1
-    y = 2 * (ys - view.top) / view.height - 1
-    grid = np.empty((len(ys), len(xs), 2), np.float32)
-    grid[..., 0] = -x if view.flipped else x
-    grid[..., 1] = y[:, None]
-    return grid
 
 
 def _nearest_indices(extent: int, size: int) -> np.ndarray:
@@ -274,7 +165,7 @@ def _floor_indices(extent: int, size: int) -> np.ndarray:
     return np.minimum((np.arange(size, dtype=np.float32) * step).astype(np.int64), extent - 1)
 
 
-def _cut(rgb: np.ndarray, box: tuple[int, int, int, int], size: int, flipped: bool) -> Image.Image:
+def cut(rgb: np.ndarray, box: tuple[int, int, int, int], size: int, flipped: bool) -> Image.Image:
     """The crop at (left, top, width, height) as a square view."""
     left, top, width, height = box
     # Cut before resizing: the filter must not see pixels outside the crop.
@@ -284,7 +175,7 @@ def _cut(rgb: np.ndarray, box: tuple[int, int, int, int], size: int, flipped: bo
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else crop
 
 
-def _distort(view: Image.Image, rng: np.random.Generator, amount: float) -> Image.Image:
+def distort(view: Image.Image, rng: np.random.Generator, amount: float) -> Image.Image:
     if rng.random() < _JITTER:
         view = _jitter(view, rng, amount)
     if rng.random() < _GRAYSCALE * amount:

@@ -14,10 +14,10 @@ from typing import TypeVar
 import numpy as np
 
 from core.data import crops
-from core.data.folders import ImageItem
+from core.data.imagenet_s import ImageItem
 from core.data.images import load_rgb
+from core.data.label_maps import load_label
 from core.errors import UserError
-from core.labels import load_label
 
 Images = TypeVar("Images", bound="ImageDataset")
 
@@ -40,24 +40,6 @@ class ImageDataset:
     def path(self, index: int) -> Path:
         """The image file of a sample."""
         return self.items[index].path
-
-
-class MultiCropDataset(ImageDataset):
-    """Views of an image for steps 1 and 2.1."""
-
-    def __init__(self, items: Sequence[ImageItem], multi_crop: crops.MultiCrop) -> None:
-        super().__init__(items)
-        self.multi_crop = multi_crop
-
-    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """(one float32 (3, size, size) for each view in group order, gridq, gridk).
-
-        The grids, float32 (7, 7, 2), tie the first two views:
-        :func:`core.data.crops.correspondence_grids`.
-        """
-        rgb = load_rgb(self.path(index), enough=self.multi_crop.enough)
-        views, (first, second) = self.multi_crop(rgb, rng)
-        return (*views, *crops.correspondence_grids(first, second))
 
 
 class EvalDataset(ImageDataset):

@@ -13,8 +13,8 @@ import pytest
 
 from core import distributed
 from core.errors import UserError
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PREFIXES = ("OMPI_", "SLURM_", "PMIX_")
 
 

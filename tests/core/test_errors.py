@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.processes import GUARDED
+from tests.helpers.processes import GUARDED
 
 
 def end_of(body: str) -> subprocess.CompletedProcess[str]:

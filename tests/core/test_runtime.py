@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from core import runtime
-from tests.processes import GUARDED, only
+from tests.conftest import ROOT
+from tests.helpers.processes import GUARDED, only
 
-ROOT = Path(__file__).resolve().parents[2]
 WORK = "(jt.rand(4, 5) @ jt.rand(5, 6)).sum().numpy()"
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from golden_models import fill, set_batch_norms, state
 
-from core.layers import adaptive_avg_pool2d, cross_entropy, resize_bilinear
+from core.nn.layers import adaptive_avg_pool2d, cross_entropy, resize_bilinear
 from core.runtime import jt
 from models.pass_net import PixelAttentionNet, PlainSegmenter, PretrainNet
 from models.upernet import UPerHead
 from tests.conftest import golden_values, relative_error
+from tests.helpers.golden_models import fill, set_batch_norms, state
 
 ARCHS = ("resnet18", "resnet50")
 HIDDEN, DIM, PROTOTYPES = 256, 128, 100

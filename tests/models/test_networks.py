@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from golden_models import state
 
 from core.errors import UserError
 from core.runtime import jt
 from models.pass_net import PixelAttentionNet, PlainSegmenter, PretrainNet
 from models.resnet import TRUNKS, ResNet
 from models.upernet import UPerNet
+from tests.helpers.golden_models import state
 
 
 def _images(seed: int, batch: int, height: int, width: int) -> np.ndarray:

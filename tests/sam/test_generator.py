@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from core.data import rle
 from core.errors import UserError
 from sam import masks as M
+from sam import weights
 from sam.mask_generator import SamAutomaticMaskGenerator
+from sam.resize_logits import MaskUpscaler
 from sam.transforms import ResizeLongestSide
-from sam.upscale import MaskUpscaler
-from uss import weights
 
 SIDE, LOW = 64, 16
 IMAGE = np.zeros((48, 64, 3), np.uint8)
@@ -91,7 +92,7 @@ def test_a_record_has_the_official_keys_and_types() -> None:
         mask = record["segmentation"]
         assert set(record) == KEYS and mask.shape == (48, 64) and mask.dtype == bool
         assert record["area"] == mask.sum()
-        assert record["bbox"] == M.to_xywh(M.box_of(mask)).tolist()
+        assert record["bbox"] == rle.to_xywh(rle.box_of(mask)).tolist()
         assert record["crop_box"] == [0, 0, 64, 48]
         [[x, y]] = record["point_coords"]
         # The smallest square need not reach the point, the others hold its whole block.
@@ -128,8 +129,8 @@ def test_batches_bound_the_points_and_never_change_the_masks() -> None:
         for predictor, size in zip(predictors, (64, 10))
     )
     assert predictors[0].batches == [64] and predictors[1].batches == [10] * 6 + [4]
-    assert [M.encode(r.pop("segmentation")) for r in one] == [
-        M.encode(r.pop("segmentation")) for r in many
+    assert [rle.encode(r.pop("segmentation")) for r in one] == [
+        rle.encode(r.pop("segmentation")) for r in many
     ]
     assert one == many
 
@@ -170,7 +171,7 @@ def test_crops_cover_the_image_and_masks_cut_off_by_them_go() -> None:
     assert predictor.sizes[0] == (120, 160) and len(predictor.sizes) == 5
     assert predictor.batches == [64, 16, 16, 16, 16]
     boxes, _ = M.crop_boxes((120, 160), 1, 512 / 1500)
-    crops = {tuple(M.to_xywh(np.array(box)).tolist()) for box in boxes}
+    crops = {tuple(rle.to_xywh(np.array(box)).tolist()) for box in boxes}
     assert {tuple(record["crop_box"]) for record in records} == crops
     for record in records:
         x, y, w, h = record["bbox"]
@@ -199,7 +200,7 @@ def test_small_regions_are_cleaned_and_fall_out_when_they_became_duplicates() ->
         mask = record["segmentation"]
         assert not M.drop_small_islands(mask, 40)[1] and not M.fill_small_holes(mask, 40)[1]
         assert record["area"] == mask.sum()
-        assert record["bbox"] == M.to_xywh(M.box_of(mask)).tolist()
+        assert record["bbox"] == rle.to_xywh(rle.box_of(mask)).tolist()
 
 
 def test_output_modes_hold_the_same_masks() -> None:
@@ -208,8 +209,8 @@ def test_output_modes_hold_the_same_masks() -> None:
         for mode in ("binary_mask", "uncompressed_rle", "coco_rle")
     )
     for a, b, c in zip(binary, plain, coco):
-        assert M.uncompressed(a["segmentation"]) == b["segmentation"]
-        assert M.encode(a["segmentation"]) == c["segmentation"]
+        assert rle.uncompressed(a["segmentation"]) == b["segmentation"]
+        assert rle.encode(a["segmentation"]) == c["segmentation"]
 
 
 def test_no_mask_at_all_is_an_empty_list() -> None:
@@ -263,7 +264,7 @@ def check_against_golden(f: dict[str, np.ndarray], sam: Any, rgb: np.ndarray, ca
     ).generate(rgb)
     counts = np.split(f[f"{case}.rle_counts"], np.cumsum(f[f"{case}.rle_len"])[:-1])
     size = f[f"{case}.size_hw"].tolist()
-    expected = [M.decode({"size": size, "counts": runs}) for runs in counts]
+    expected = [rle.decode({"size": size, "counts": runs}) for runs in counts]
     assert abs(len(records) - len(expected)) <= max(1, 0.03 * len(expected))
     partners = 0
     for i, mask in enumerate(expected):

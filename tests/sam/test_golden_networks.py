@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core import ops
+from core.nn import inference
 from core.runtime import jt
 from sam import decoder_ops
 from sam.build import build_sam_vit_b, build_sam_vit_t, sam_around
@@ -88,7 +88,7 @@ def test_golden_sam_small_in_plain_jittor(
     goldens: Load, recipe: ModuleType, small_sam: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What runs on CUDA, where the CPU kernels cannot."""
-    for module in (ops, decoder_ops):
+    for module in (inference, decoder_ops):
         monkeypatch.setattr(module, "on_cpu", lambda: False)
     test_golden_sam_small_image_encoder(goldens, recipe, small_sam)
     test_golden_sam_small_prompts_and_decoder(goldens, recipe, small_sam, "all")

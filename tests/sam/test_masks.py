@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.data import rle
 from sam import masks as M
+from sam.resize_logits import MaskUpscaler
 from sam.transforms import ResizeLongestSide
-from sam.upscale import MaskUpscaler
 
 RING = np.array(
     [
@@ -37,43 +38,44 @@ def random_masks(seed: int, count: int, h: int, w: int) -> np.ndarray:
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40))
 def test_every_form_of_a_mask_decodes_to_the_same_pixels(seed: int, h: int, w: int) -> None:
     for mask in [*random_masks(seed, 3, h, w), np.zeros((h, w), bool), np.ones((h, w), bool)]:
-        rle = M.encode(mask)
-        plain = M.uncompressed(mask)
-        assert (M.decode(rle) == mask).all() and (M.decode(plain) == mask).all()
-        assert M.uncompressed(rle) == plain and M.compressed(plain) == rle == M.compressed(mask)
-        assert M.area(rle) == M.area(plain) == M.area(mask) == mask.sum()
+        packed = rle.encode(mask)
+        plain = rle.uncompressed(mask)
+        assert (rle.decode(packed) == mask).all() and (rle.decode(plain) == mask).all()
+        assert rle.uncompressed(packed) == plain
+        assert rle.compressed(plain) == packed == rle.compressed(mask)
+        assert rle.area(packed) == rle.area(plain) == rle.area(mask) == mask.sum()
 
 
 def test_long_runs_survive_the_compressed_string() -> None:
     mask = np.zeros((3000, 1500), bool)
     mask[17:2900, 3] = True
     mask[5, 900:1400] = True
-    assert (M.decode(M.encode(mask)) == mask).all()
-    assert M.uncompressed(mask)["counts"][0] == 3 * 3000 + 17
+    assert (rle.decode(rle.encode(mask)) == mask).all()
+    assert rle.uncompressed(mask)["counts"][0] == 3 * 3000 + 17
 
 
 def test_run_lengths_that_do_not_fit_the_size_are_refused() -> None:
     with pytest.raises(ValueError, match="add up to 7, expected 2 x 4"):
-        M.decode({"size": [2, 4], "counts": [3, 4]})
+        rle.decode({"size": [2, 4], "counts": [3, 4]})
 
 
 def test_golden_sam_run_lengths(goldens) -> None:
     f = goldens("F_sam_utils")
     counts = np.split(f["rle.counts"], np.cumsum(f["rle.len"])[:-1])
     for mask, expected, area, text in zip(f["masks"], counts, f["rle.area"], f["rle.coco_string"]):
-        assert M.uncompressed(mask) == {"size": list(mask.shape), "counts": expected.tolist()}
-        assert M.encode(mask)["counts"] == str(text)
-        assert M.area(M.encode(mask)) == area
-        assert (M.decode({"size": list(mask.shape), "counts": expected.tolist()}) == mask).all()
+        assert rle.uncompressed(mask) == {"size": list(mask.shape), "counts": expected.tolist()}
+        assert rle.encode(mask)["counts"] == str(text)
+        assert rle.area(rle.encode(mask)) == area
+        assert (rle.decode({"size": list(mask.shape), "counts": expected.tolist()}) == mask).all()
 
 
 # Boxes
 
 
 def test_boxes_have_their_last_pixel_inside() -> None:
-    assert M.box_of(RING).tolist() == [1, 1, 5, 4]
-    assert M.to_xywh(M.box_of(RING)).tolist() == [1, 1, 4, 3]
-    assert M.box_of(np.zeros((3, 4), bool)).tolist() == [0, 0, 0, 0]
+    assert rle.box_of(RING).tolist() == [1, 1, 5, 4]
+    assert rle.to_xywh(rle.box_of(RING)).tolist() == [1, 1, 4, 3]
+    assert rle.box_of(np.zeros((3, 4), bool)).tolist() == [0, 0, 0, 0]
 
 
 def test_golden_sam_boxes(goldens) -> None:
@@ -241,8 +243,8 @@ def test_numpy_modules_do_not_start_jittor() -> None:
     import sys
 
     code = (
-        "import sam, sam.masks, sam.mask_store, sam.superpixels, sam.transforms, sam.upscale\n"
-        "import sam.onnx_weights, uss.weights, sys\n"
+        "import sam, sam.masks, core.work.mask_store, refine.superpixels, sam.transforms\n"
+        "import sam.resize_logits, sam.onnx_weights, sam.weights, sys\n"
         "assert 'jittor' not in sys.modules and not sam.__dict__.get('SamPredictor')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

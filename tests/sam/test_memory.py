@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from core.memory import container_bytes
-from sam import memory
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from sam import batch_size
+from tests.conftest import ROOT
 
 # A SAM of the official decoder around a stand-in for the encoder, so that the decoder's memory is
 # what counts; every mask passes the filters.
@@ -94,13 +93,13 @@ def test_five_hundred_images_take_no_more_memory_than_fifty() -> None:
 def test_free_memory_is_asked_for_before_a_batch(
     monkeypatch: pytest.MonkeyPatch, free_mib: float | None, fits: bool
 ) -> None:
-    monkeypatch.setattr(memory, "_free_mib", lambda: free_mib)
-    memory.ask_for(1)
+    monkeypatch.setattr(batch_size, "_free_mib", lambda: free_mib)
+    batch_size.ask_for(1)
     if fits:
-        memory.ask_for(64)
+        batch_size.ask_for(64)
     else:
         with pytest.raises(MemoryError, match="320 MiB needed, 100 MiB free"):
-            memory.ask_for(64)
+            batch_size.ask_for(64)
 
 
 def test_a_container_s_limit_counts(tmp_path: Path) -> None:

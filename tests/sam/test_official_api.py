@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.sam.official_script import SCRIPT
-from tests.torch_files import storage_of, tensor, write_zip
+from tests.helpers.official_script import SCRIPT
+from tests.helpers.torch_files import storage_of, tensor, write_zip
 
 # What the official classes offer and these do not, and why.
 NOT_OFFERED = {

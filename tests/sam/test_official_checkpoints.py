@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.torch_reader import state_dict_of
+from core.checkpoints.torch_reader import state_dict_of
 from sam import sam_model_registry
 
 # Entries, and SHA-256 of their sorted lines "key shape": what the official models have, without

@@ -41,7 +41,7 @@ def predictor() -> Any:
 @pytest.fixture(scope="module")
 def golden_predictor(predictor: Any, recipe: Any) -> Any:
     """The same with the recipe's weights."""
-    from core.checkpoint import load_state
+    from core.checkpoints.files import load_state
 
     state = {
         key: recipe.weight(key, value.shape) for key, value in predictor.model.state_dict().items()

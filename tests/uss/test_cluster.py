@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core import kmeans
 from core.errors import UserError
 from uss import cluster
 from uss.config import Cluster, Config, Heads, PixelAttention
@@ -32,11 +33,11 @@ def blobs(seed: int, count: int = 90) -> tuple[np.ndarray, np.ndarray]:
 
 def test_kmeans_finds_the_groups_and_repeats_itself() -> None:
     features, groups = blobs(1)
-    centres, objective = cluster.kmeans(features, 3, iterations=20, redo=5, seed=7)
-    again, _ = cluster.kmeans(features, 3, iterations=20, redo=5, seed=7)
+    centres, objective = kmeans.kmeans(features, 3, iterations=20, redo=5, seed=7)
+    again, _ = kmeans.kmeans(features, 3, iterations=20, redo=5, seed=7)
     assert centres.shape == (3, 8) and centres.dtype == np.float32
     np.testing.assert_array_equal(centres, again)
-    clusters = cluster.assign(features, centres)
+    clusters = kmeans.assign(features, centres)
     assert cluster.agreement(clusters, groups) == pytest.approx((1.0, 1.0))
     squared = ((features - centres[clusters]) ** 2).sum()
     assert objective == pytest.approx(squared, rel=0.01)
@@ -44,8 +45,8 @@ def test_kmeans_finds_the_groups_and_repeats_itself() -> None:
 
 def test_centres_are_means_and_points_go_to_the_nearest() -> None:
     features, _ = blobs(2)
-    centres, _ = cluster.kmeans(features, 3, iterations=20, redo=3, seed=0)
-    clusters = cluster.assign(features, centres)
+    centres, _ = kmeans.kmeans(features, 3, iterations=20, redo=3, seed=0)
+    clusters = kmeans.assign(features, centres)
     distances = ((features[:, None] - centres[None]) ** 2).sum(axis=2)
     np.testing.assert_array_equal(clusters, distances.argmin(axis=1))
     for index in range(3):
@@ -55,7 +56,7 @@ def test_centres_are_means_and_points_go_to_the_nearest() -> None:
 
 
 def test_unit_rows_leave_a_zero_row_finite() -> None:
-    rows = cluster.unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
+    rows = kmeans.unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0.0, 0.0]], atol=1e-6)
 
 

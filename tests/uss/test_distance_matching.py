@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quarter_masks import write_photographs
 
-from core.data.folders import list_images, mask_path
+from core.data.imagenet_s import list_images, mask_path
 from core.data.images import load_rgb
+from core.data.label_maps import IGNORE, load_label, save_label
 from core.errors import UserError
 from core.files import read_json
-from core.labels import IGNORE, load_label, save_label
+from tests.helpers.quarter_masks import write_photographs
 from uss import distance_matching
 from uss.config import DistanceMatching
 from uss.paths import RunFolder

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import training_runs as runs
 
-from core import checkpoint
+from core.checkpoints import files as checkpoint
+from tests.helpers import training_runs as runs
 
 STAGES = ("pretrain", "pixel-attention", "finetune")
 

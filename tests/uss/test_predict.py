@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quarter_masks import write_photographs
 
 from core.data.images import load_rgb
+from core.data.label_maps import load_label
 from core.files import read_json, write_json
-from core.labels import load_label
-from core.matching import write_match
+from core.scoring.matching import write_match
+from refine.segmenter import Segmenter
+from refine.settings import Predict
+from tests.helpers.quarter_masks import write_photographs
 from uss import predict
-from uss.config import Config, Predict
+from uss.config import Config
 from uss.paths import RunFolder
-from uss.segmenter import Segmenter
 
 CONFIG = Config(arch="resnet18", num_classes=2, predict=Predict(resize=64, max_res=0))
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from core import checkpoint
-from core.layers import BatchNorm
-from core.optim import LarcSGD
+from core.checkpoints import files as checkpoint
+from core.nn.layers import BatchNorm
 from core.runtime import jt
-from uss import pretrain, train_stage
+from core.training import stage
+from core.training.optim import LarcSGD
+from uss import pretrain
 from uss.config import Config, Heads
 from uss.objectives import Queue
 from uss.presets import preset
@@ -117,7 +118,7 @@ def test_golden_step_losses_and_gradients(reference, recipe, case):
     names = {"loss_i2i": parts["image"], "loss_d2s": parts["shallow3"], "loss_p2p": parts["pixel"]}
     for name, value in {**names, "loss_total": total}.items():
         golden.check(f"{case}.{name}", value.numpy())
-    parameters = train_stage.trainable(task.model)
+    parameters = stage.trainable(task.model)
     wanted = golden.keys(f"{case}.grad:")
     gradients = jt.grad(total, [parameters[name] for name in wanted])
     for name, gradient in zip(wanted, gradients):
@@ -135,7 +136,7 @@ def test_golden_step_updates(reference, recipe, case):
     _fill_queue(task, golden, recipe)
     task.model.normalise_prototypes()
     start = checkpoint.model_state(task.model)
-    optimizer = LarcSGD(train_stage.trainable(task.model), MOMENTUM, DECAY, larc=kind == "larc")
+    optimizer = LarcSGD(stage.trainable(task.model), MOMENTUM, DECAY, larc=kind == "larc")
     for iteration in range(steps):
         loss, _ = task.loss(_batch(golden, recipe, iteration), iteration)
         frozen = ("prototypes.weight",) if case.endswith("freeze1") and iteration == 0 else ()

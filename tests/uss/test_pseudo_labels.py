@@ -8,17 +8,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from quarter_masks import QuarterMasks, write_photographs
 
-from core.data.folders import ImageItem
+from core.data.imagenet_s import ImageItem
 from core.data.images import load_rgb
+from core.data.label_maps import load_label
 from core.errors import UserError
 from core.files import read_json, write_json
-from core.labels import load_label
+from refine.mask_sources import ImageMasks
+from tests.helpers.quarter_masks import QuarterMasks, write_photographs
+from tools.submission.results import chosen_by_masks
 from uss import pseudo_labels
 from uss.config import Config, PseudoLabels
-from uss.deliver import chosen_by_masks
-from uss.image_masks import ImageMasks
 from uss.networks import load_pixel_attention, network_input
 from uss.paths import RunFolder
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch_files as files
 
-from core.checkpoint import model_state
+from core.checkpoints.files import model_state
 from core.errors import UserError
 from models.pass_net import PixelAttentionNet, PlainSegmenter, PretrainNet
 from models.upernet import UPerNet
+from tests.helpers import torch_files as files
 from uss import finetune, pixel_attention, pseudo_labels
 from uss.config import Heads
 from uss.distance_matching import TrunkFeatures

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import training_runs as runs
 
-SCRIPT = Path(__file__).with_name("rank_training.py")
+from tests.conftest import ROOT
+from tests.helpers import training_runs as runs
+
+SCRIPT = ROOT / "tests" / "helpers" / "rank_training.py"
 STAGES = ("pretrain", "pixel_attention", "finetune")
 STEPS = 8
 # A batch norm behind them takes them out again: their gradients are rounding, which LARC scales up.

@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core import checkpoint
-from core.data.crops import MultiCrop
-from core.data.datasets import MultiCropDataset
-from core.data.folders import list_images
+from core.checkpoints import files as checkpoint
+from core.data.imagenet_s import list_images
+from core.data.label_maps import save_label
 from core.errors import UserError
 from core.files import write_json
-from core.labels import save_label
 from core.runtime import jt
 from uss import finetune, pixel_attention, pretrain
 from uss.config import Assignment, Config, Heads
 from uss.paths import RunFolder
 from uss.presets import preset
+from uss.views import MultiCrop, MultiCropDataset
 
 CLASSES, IMAGES = ("n01", "n02"), 4  # images a class
 

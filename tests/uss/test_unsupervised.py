@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quarter_masks import write_photographs
 
-from core import checkpoint
-from core.data.folders import class_names
-from core.labels import load_label
+from core.checkpoints import files as checkpoint
+from core.data.imagenet_s import class_names
+from core.data.label_maps import load_label
+from tests.helpers.quarter_masks import write_photographs
 from uss import cluster, finetune, pixel_attention, predict, pretrain, pseudo_labels
 from uss.config import Config, Heads
 from uss.paths import RunFolder

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageStat
 
 from core.data import crops
-from core.data.crops import Placement
 from core.errors import UserError
+from uss.views import NO_OVERLAP, PRETRAIN_STD, MultiCrop, Placement, correspondence_grids
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -20,14 +20,14 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_golden_get_grid(goldens) -> None:
     file = goldens("C_get_grid")
     for index, (first, second) in enumerate(file["rects"]):
-        got = crops.correspondence_grids(Placement(*first), Placement(*second))
+        got = correspondence_grids(Placement(*first), Placement(*second))
         for name, grid in zip(("gridq", "gridk"), got):
             assert grid.dtype == np.float32
             np.testing.assert_allclose(grid, file[name][index], rtol=0, atol=1e-6)
     sized = [key.split("_") for key in file if key.endswith("_gridq") and "size" in key]
     for pair, size, _ in sized:
         rects = file["rects"][int(pair[len("pair") :])]
-        got = crops.correspondence_grids(
+        got = correspondence_grids(
             Placement(*rects[0]), Placement(*rects[1]), int(size[len("size") :])
         )
         for name, grid in zip(("gridq", "gridk"), got):
@@ -55,9 +55,9 @@ def to_image(grid: np.ndarray, view: Placement) -> np.ndarray:
 
 @given(boxes, boxes)
 def test_both_grids_meet_at_the_same_image_points(first: Placement, second: Placement) -> None:
-    grid_q, grid_k = crops.correspondence_grids(first, second)
-    if (grid_q == crops.NO_OVERLAP).all():
-        assert (grid_k == crops.NO_OVERLAP).all()
+    grid_q, grid_k = correspondence_grids(first, second)
+    if (grid_q == NO_OVERLAP).all():
+        assert (grid_k == NO_OVERLAP).all()
         return
     assert np.abs(grid_q).max() <= 1 + 1e-6 and np.abs(grid_k).max() <= 1 + 1e-6
     np.testing.assert_allclose(to_image(grid_q, first), to_image(grid_k, second), atol=1e-3)
@@ -95,7 +95,7 @@ def test_a_strip_falls_back_to_its_centre() -> None:
 
 def test_normalise_matches_the_formula() -> None:
     rgb = picture(5, 7)
-    for std in (crops.STD, crops.PRETRAIN_STD):
+    for std in (crops.STD, PRETRAIN_STD):
         got = crops.normalise(rgb, std)
         expected = (rgb / 255 - np.array(crops.MEAN)) / np.array(std)
         assert got.dtype == np.float32 and got.shape == (3, 5, 7)
@@ -193,7 +193,7 @@ def test_hue_turns_and_keeps_gray() -> None:
 
 
 def test_multi_crop_gives_every_view_and_repeats_itself() -> None:
-    crop = crops.MultiCrop((32, 16), (2, 3), (0.14, 0.05), (1.0, 0.14))
+    crop = MultiCrop((32, 16), (2, 3), (0.14, 0.05), (1.0, 0.14))
     rgb = picture(50, 70)
     views, placements = crop(rgb, np.random.default_rng(5))
     assert [view.shape for view in views] == [(3, 32, 32)] * 2 + [(3, 16, 16)] * 3
@@ -206,10 +206,10 @@ def test_multi_crop_gives_every_view_and_repeats_itself() -> None:
 
 def test_placements_say_where_the_views_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ramp in x and y tells from a view's borders which part of the image it shows."""
-    monkeypatch.setattr(crops, "_distort", lambda view, rng, amount: view)
+    monkeypatch.setattr("uss.views.distort", lambda view, rng, amount: view)
     y, x = np.mgrid[:200, :200]
     rgb = np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8)
-    crop = crops.MultiCrop((64, 32), (2, 1), (0.14, 0.05), (1.0, 0.14))
+    crop = MultiCrop((64, 32), (2, 1), (0.14, 0.05), (1.0, 0.14))
     mirrored = 0
     for seed in range(40):
         views, placements = crop(rgb, np.random.default_rng(seed))
@@ -231,7 +231,7 @@ def test_distortions_come_at_their_rates() -> None:
     """
     flat = Image.new("RGB", (4, 4), (180, 90, 40))
     rng = np.random.default_rng(0)
-    results = [np.asarray(crops._distort(flat, rng, 1.0))[0, 0].astype(int) for _ in range(1500)]
+    results = [np.asarray(crops.distort(flat, rng, 1.0))[0, 0].astype(int) for _ in range(1500)]
     changed = np.mean([value.tolist() != [180, 90, 40] for value in results])
     assert abs(changed - (1 - 0.2 * 0.8)) < 0.04
     gray = np.mean([np.ptp(value) == 0 for value in results])
@@ -243,7 +243,7 @@ def test_a_smaller_distortion_changes_colours_less_and_none_leaves_them() -> Non
 
     def change(amount: float) -> np.ndarray:
         rng = np.random.default_rng(0)
-        views = [np.asarray(crops._distort(flat, rng, amount))[0, 0] for _ in range(400)]
+        views = [np.asarray(crops.distort(flat, rng, amount))[0, 0] for _ in range(400)]
         return np.abs(np.stack(views).astype(int) - [180, 90, 40]).mean(axis=1)
 
     # Where nothing is changed, the round trip through hue, saturation and value may be off by one.
@@ -251,11 +251,11 @@ def test_a_smaller_distortion_changes_colours_less_and_none_leaves_them() -> Non
     assert 0.1 * change(1.0).mean() < change(0.25).mean() < 0.4 * change(1.0).mean()
     scales = (0.14,), (1.0,)
     with pytest.raises(UserError, match="distortion"):
-        crops.MultiCrop((32,), (2,), *scales, distortion=1.5)
+        MultiCrop((32,), (2,), *scales, distortion=1.5)
 
 
 def test_small_images_give_full_crops() -> None:
-    views, placements = crops.MultiCrop((32, 16), (2, 1), (0.14, 0.05), (1.0, 0.14))(
+    views, placements = MultiCrop((32, 16), (2, 1), (0.14, 0.05), (1.0, 0.14))(
         picture(1, 3), np.random.default_rng(0)
     )
     assert views[0].shape == (3, 32, 32) and placements[0].height == 1
@@ -290,7 +290,7 @@ def test_bad_settings_are_refused() -> None:
         ((32,), (2,), (0.0,), (1.0,)),
     ]:
         with pytest.raises(UserError, match="crop"):
-            crops.MultiCrop(*arguments)
+            MultiCrop(*arguments)
     with pytest.raises(UserError):
         crops.JointCrop(32, 0)
     with pytest.raises(ValueError, match="does not fit"):
@@ -307,7 +307,7 @@ def test_torch_judges_sampling_at_the_grids() -> None:
     rgb = np.stack([x * 2, y * 2, np.zeros_like(x)], -1).astype(np.uint8)
     views = [Placement(10, 5, 60, 80, True), Placement(30, 20, 70, 70, False)]
     samples = []
-    for view, grid in zip(views, crops.correspondence_grids(*views)):
+    for view, grid in zip(views, correspondence_grids(*views)):
         crop = np.asarray(crops._cut(rgb, view[:4], 64, view.flipped)).astype(np.float32)
         tensor = torch.from_numpy(crop.transpose(2, 0, 1)[None])
         sampled = torch.nn.functional.grid_sample(

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from core.data import crops
-from core.data.datasets import EvalDataset, JointDataset, MultiCropDataset
-from core.data.folders import list_images
+from core.data.datasets import EvalDataset, JointDataset
+from core.data.imagenet_s import list_images
 from core.data.images import load_rgb
+from core.data.label_maps import save_label
 from core.data.loader import Loader
-from core.data.scenes import KINDS, render
 from core.errors import UserError
-from core.labels import save_label
+from core.synthetic.scenes import KINDS, render
+from uss.views import MultiCrop, MultiCropDataset, correspondence_grids
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_multi_crop_samples_stack_into_batches(photos: Path) -> None:
     items = list_images(photos / "train")
-    dataset = MultiCropDataset(items, crops.MultiCrop((32, 16), (2, 2), (0.14, 0.05), (1.0, 0.14)))
+    dataset = MultiCropDataset(items, MultiCrop((32, 16), (2, 2), (0.14, 0.05), (1.0, 0.14)))
     (batch,) = Loader(dataset, 4, 0, 2).epoch(0)
     assert [field.shape for field in batch] == [
         (4, 3, 32, 32),
@@ -51,7 +52,7 @@ def test_multi_crop_samples_stack_into_batches(photos: Path) -> None:
     )
     sample = dataset.get(1, np.random.default_rng([0, 0, 1]))
     assert np.array_equal(sample[0], views[0])
-    assert np.array_equal(sample[-2], crops.correspondence_grids(*placements)[0])
+    assert np.array_equal(sample[-2], correspondence_grids(*placements)[0])
 
 
 def test_views_of_a_large_photograph_are_those_of_its_reduced_jpeg(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_views_of_a_large_photograph_are_those_of_its_reduced_jpeg(tmp_path: Pat
     (tmp_path / "train").mkdir()
     for name in ("a.jpg", "b.png"):
         Image.fromarray(rgb).save(tmp_path / "train" / name, quality=95)
-    whole = crops.MultiCrop((96, 64), (2, 2), (1.0, 0.3), (1.0, 0.3), distortion=0)
+    whole = MultiCrop((96, 64), (2, 2), (1.0, 0.3), (1.0, 0.3), distortion=0)
     jpeg, png = list_images(tmp_path / "train")
     assert load_rgb(jpeg.path, enough=whole.enough).shape == (300, 400, 3)
     assert load_rgb(png.path, enough=whole.enough).shape == rgb.shape

@@ -14,8 +14,7 @@ import pytest
 
 from core.data.loader import Loader
 from core.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.conftest import ROOT
 
 
 class Numbers:

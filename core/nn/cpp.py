@@ -1,0 +1,67 @@
+"""Run a C++ statement as a Jittor operation on the CPU, with OpenMP and oneDNN at hand; no
+gradients.
+
+The C++ functions lie in header files. Their text goes into the source that Jittor compiles (and
+into its key), so that an edited header is never served from the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from core.runtime import jt, onednn_flags
+
+Var = Any
+
+_COMMON = Path(__file__).with_name("kernels") / "common.h"
+
+
+def on_cpu() -> bool:
+    """Whether operations run on the CPU now; the kernels can only be used there."""
+    return not jt.flags.use_cuda
+
+
+def run(header: Path, call: str, shape: Sequence[int], inputs: list[Var], **data: float) -> Var:
+    """A new float32 Var of ``shape``, filled by ``call``.
+
+    Args:
+        header: file whose functions ``call`` uses; ``core/nn/kernels/common.h`` comes before it.
+        call: C++ on ``in0_p`` (data), ``in0_shape0`` (size), ..., ``out0_p`` and ``data["name"]``.
+            Sizes and settings must not be written into it: each text is compiled anew, as is each
+            number of dimensions of an input.
+        inputs: float32 Vars, read only.
+        data: numbers and flags that vary from call to call.
+    """
+    out = jt.code(
+        shape,
+        "float32",
+        inputs,
+        cpu_header=_source(header),
+        cpu_src=call,
+        data={key: float(value) for key, value in data.items()},
+    )
+    out.compile_options = _compile_options()
+    return out
+
+
+def expect(holds: bool, name: str, *inputs: Var) -> None:
+    """The kernels trust their sizes: check them before, in a line that names them.
+
+    Raises:
+        ValueError: ``holds`` is false.
+    """
+    if not holds:
+        raise ValueError(f"{name}: shapes {[list(x.shape) for x in inputs]} do not fit together")
+
+
+@functools.cache
+def _source(header: Path) -> str:
+    return _COMMON.read_text("utf-8") + header.read_text("utf-8")
+
+
+@functools.cache
+def _compile_options() -> dict[str, int]:
+    return {f"FLAGS: {onednn_flags()} ": 1}

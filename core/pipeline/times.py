@@ -1,0 +1,34 @@
+"""The table of times in a run folder: wall-clock seconds of every stage, an object a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from core.errors import UserError
+from core.pipeline.folders import RunFolder
+
+
+def record_time(run: RunFolder, stage: str, seconds: float) -> None:
+    """Append a stage's wall-clock time to the run's table of times."""
+    run.root.mkdir(parents=True, exist_ok=True)
+    with run.times.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"stage": stage, "seconds": round(seconds, 1)}) + "\n")
+
+
+def stage_seconds(times: Path) -> dict[str, float]:
+    """Seconds by stage, in the order of first appearance; a resumed stage's parts are added up.
+
+    Raises:
+        UserError: no stage has run, or the file is not what the stages write.
+    """
+    seconds: dict[str, float] = {}
+    try:
+        for line in times.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + float(entry["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"expected the times of a run in {times}: {error}; run a stage, or name its --run"
+        ) from error
+    return seconds

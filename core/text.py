@@ -1,0 +1,24 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def duration(seconds: float | None) -> str:
+    """For people: 45 s, 12 min, 3.4 h, 5.1 days."""
+    if seconds is None:
+        return "?"
+    for unit, size, below in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < below * size:
+            return f"{seconds / size:.{0 if seconds / size >= 10 else 1}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+_NAMED = 5  # how many keys a summary names before it only counts
+
+
+def named(keys: Sequence[str] | Mapping[str, str]) -> str:
+    """The first keys, comma separated, and how many more there are."""
+    first = ", ".join(list(keys)[:_NAMED])
+    return first if len(keys) <= _NAMED else f"{first} and {len(keys) - _NAMED} more"

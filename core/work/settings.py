@@ -1,0 +1,29 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Each setting that two sets do not share, as "name was A, is B"; nested names have dots."""
+    old, new = _flat(before), _flat(now)
+    missing = object()
+    changed = sorted(key for key in {*old, *new} if old.get(key, missing) != new.get(key, missing))
+    return [f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in changed]
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for key, entry in value.items():
+        flat.update(_flat(entry, f"{prefix}{key}."))
+    return flat

@@ -1,0 +1,65 @@
+"""How several processes go through one list of items without waiting for each other.
+
+Every MPI rank or task of a SLURM array starts at its own part, then helps with what is left of the
+others'; processes that were started by hand do the same. Claims (``core.work.claims``) keep two
+from making one item; what a dead process held is taken over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from core import log
+from core.distributed import share
+from core.text import named
+
+# Between two looks at items that other processes hold.
+_WAIT_S = 1.0
+
+
+def work_together(
+    keys: Sequence[str],
+    unfinished: Callable[[], list[str]],
+    settle: Callable[[str], bool],
+    stage: str,
+    wait_s: float = _WAIT_S,
+) -> None:
+    """Return when every item is finished, here or by another process, or has failed.
+
+    Args:
+        keys: all items, the same in every process.
+        unfinished: the keys that nobody has finished yet, in order; asked twice at most.
+        settle: makes one item unless it is finished; False where another process is at it.
+        stage: name in the log and the progress bar.
+        wait_s: seconds between two looks at what others hold.
+    """
+    own = set(share(keys))
+    missing = unfinished()
+
+    # Its own part, in order.
+    todo = [key for key in missing if key in own]
+    held = _settle_each(todo, settle, stage)
+
+    # What is left of the others', in an order of its own, so that helpers seldom meet.
+    if held or len(todo) < len(missing):
+        rest = unfinished()
+        random.SystemRandom().shuffle(rest)
+        held = _settle_each(rest, settle, f"{stage}, helping")
+
+    # What the others are at, in case they do not finish it.
+    if held:
+        log.info(stage, f"waiting for other processes to finish {named(held)}")
+    while held:
+        time.sleep(wait_s)
+        held = [key for key in held if not settle(key)]
+
+
+def _settle_each(keys: Sequence[str], settle: Callable[[str], bool], label: str) -> list[str]:
+    """Settle these in order; returns those that other processes are at."""
+    if not keys:
+        return []
+    with contextlib.closing(log.progress(keys, label, total=len(keys))) as bar:
+        return [key for key in bar if not settle(key)]

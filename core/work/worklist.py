@@ -1,0 +1,279 @@
+"""Resumable work on a folder of images, in as many processes as there are: a result file an image.
+
+A result counts as finished when the ledger (``core.work.ledger``) records it under the present
+settings and its file is still the recorded one. Whatever else lies in the folder is made again, so
+that a stopped run continues and a changed setting never mixes with older results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Union
+
+from core import log
+from core.data.imagenet_s import ImageItem
+from core.errors import StopWork, UserError
+from core.files import atomic_write
+from core.text import named
+from core.work.claims import CLAIMS_FOLDER, TIMEOUT_S, Claims
+from core.work.ledger import LEDGER_FOLDER, Ledger, Record
+from core.work.settings import differences
+from core.work.sharing import work_together
+
+
+@dataclass(frozen=True)
+class Made:
+    """What work made of an item: the content of each result file, and facts for the ledger."""
+
+    contents: Sequence[bytes]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Work = Callable[[ImageItem], Union[bytes, Made]]
+
+
+@dataclass
+class WorkResult:
+    """What a run found and did: keys, and a reason for each failure."""
+
+    done: list[str] = field(default_factory=list)
+    """Made by this process."""
+    skipped: list[str] = field(default_factory=list)
+    """Finished before this run began."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Failed in this run, here or in another process."""
+    stale: list[str] = field(default_factory=list)
+    """Made under other settings and kept, as the user asked (``keep_stale``)."""
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing failed."""
+        return not self.failed
+
+
+class Worklist:
+    """The results of one stage in one folder.
+
+    Args:
+        folder: where results go: ``<folder>/<key><suffix>``; made when missing.
+        settings: everything that changes a result (JSON values; nested dicts are fine).
+        suffix: of the result files, ".png" for label maps.
+        also: folders of further results of each image.
+        keep_stale: results that were made under other settings count as finished.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        suffix: str = ".png",
+        also: Sequence[Path] = (),
+        keep_stale: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        self.suffix = suffix
+        self._folders = (self.folder, *map(Path, also))
+        self._keep_stale = keep_stale
+        self._ledger = Ledger(self.folder, settings)
+        self._started = self._ledger.open()
+        self._others = Ledger.others(self.folder, self._ledger)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the settings."""
+        return self._ledger.fingerprint
+
+    def claims(self, timeout_s: float = TIMEOUT_S) -> Claims:
+        """For this folder: of items while they are made, and of what is made of all of them."""
+        return Claims(self.folder / LEDGER_FOLDER / CLAIMS_FOLDER, timeout_s)
+
+    def path_of(self, item: ImageItem) -> Path:
+        """Final place of the item's (first) result."""
+        return self._paths(item)[0]
+
+    def finished(self, items: Sequence[ImageItem]) -> dict[str, Record]:
+        """What lies on disk of each finished item, by key and in order; reads every result file."""
+        found = ((item.key, self._finished(item)) for item in items)
+        return {key: record for key, record in found if record is not None}
+
+    def pending(self, items: Sequence[ImageItem]) -> list[ImageItem]:
+        """The items that are not finished, in order; reads every result file."""
+        finished = self.finished(items)
+        return [item for item in items if item.key not in finished]
+
+    def run(
+        self,
+        items: Sequence[ImageItem],
+        work: Work,
+        stage: str,
+        timeout_s: float = TIMEOUT_S,
+    ) -> WorkResult:
+        """Return when each item is finished, here or in another process, or has failed.
+
+        A :class:`UserError` of one item (a broken image) is reported with its name and the run goes
+        on; a :class:`StopWork` ends it, and any other exception is a bug and does so too. What was
+        finished until then is kept.
+
+        Args:
+            items: all items of the stage, the same in all processes.
+            work: gives the content of the item's result files (bytes, where it is one).
+            stage: name in the log and the progress bar.
+            timeout_s: see :class:`core.work.claims.Claims`.
+
+        Raises:
+            UserError: a result cannot be written.
+        """
+        by_key = {item.key: item for item in items}
+        todo, result = self._survey(items, stage)
+        settled = {*result.skipped, *result.stale}
+
+        with self.claims(timeout_s) as claims:
+
+            def settle(key: str) -> bool:
+                if key in settled or key in result.failed:
+                    return True
+                if not claims.claim(key):
+                    return False
+                try:
+                    done = self._settle(by_key[key], work, claims, result, stage)
+                finally:
+                    claims.release(key)
+                if done:
+                    settled.add(key)
+                return done
+
+            def unfinished() -> list[str]:
+                return [item.key for item in todo if item.key not in settled]
+
+            work_together(list(by_key), unfinished, settle, stage)
+
+        if result.failed:
+            log.warn(stage, f"{len(result.failed)} of {len(items)} failed: {named(result.failed)}")
+        return result
+
+    def _settle(
+        self, item: ImageItem, work: Work, claims: Claims, result: WorkResult, stage: str
+    ) -> bool:
+        """Make a claimed item unless another process has settled it; False where the claim was
+        lost.
+        """
+        self._ledger.refresh()
+        if self._finished(item) is not None:
+            return True
+        reason = self._ledger.failure(item.key, self._started)
+        if reason is not None:
+            result.failed[item.key] = reason
+            return True
+        try:
+            made = work(item)
+        except StopWork:
+            raise
+        except UserError as error:
+            reason = str(error)
+            result.failed[item.key] = reason
+            log.warn(stage, f"{item.key} failed: {reason}")
+            with self._writing():
+                self._ledger.fail(item.key, reason)
+            return True
+        if not claims.still_mine(item.key):
+            log.warn(stage, f"{item.key}: this process stood still and another has taken over")
+            return False
+        with self._writing():
+            self._keep(item, made if isinstance(made, Made) else Made([made]))
+        result.done.append(item.key)
+        return True
+
+    def _keep(self, item: ImageItem, made: Made) -> None:
+        paths = self._paths(item)
+        for path, content in zip(paths, made.contents):
+            with atomic_write(path) as file:
+                file.write(content)
+        files = tuple((len(content), zlib.crc32(content)) for content in made.contents)
+        assert len(files) == len(paths), "work must give a content for each result file"
+        self._ledger.record(item.key, Record(_source_bytes(item), files), made.facts)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StopWork(
+                f"cannot write results to {self.folder}: {error.strerror or error}; what was "
+                "finished is kept: mend this and run the same command again"
+            ) from error
+
+    def _survey(self, items: Sequence[ImageItem], stage: str) -> tuple[list[ImageItem], WorkResult]:
+        """What is to be made, and what is there; says what was found under other settings."""
+        todo, result = [], WorkResult()
+        other: Counter[str] = Counter()
+        stale = unknown = 0
+        for item in items:
+            ledger, _ = self._recorded(item)
+            if ledger is self._ledger:
+                result.skipped.append(item.key)
+                continue
+            if ledger is not None:
+                stale += 1
+                other.update(differences(ledger.settings, self._ledger.settings))
+                if self._keep_stale:
+                    result.stale.append(item.key)
+                    continue
+            else:
+                unknown += self.path_of(item).exists()
+            todo.append(item)
+        if result.skipped:
+            log.info(
+                stage,
+                f"{len(result.skipped)} of {len(items)} finished earlier, {len(todo)} to do",
+            )
+        if stale:
+            action = "are kept, as asked" if self._keep_stale else "are made again"
+            log.warn(
+                stage,
+                f"{stale} of {len(items)} results are stale and {action}: they were made under "
+                f"other settings ({named(list(other))})",
+            )
+        if unknown:
+            log.warn(
+                stage,
+                f"{unknown} results in {self.folder} are damaged, not recorded or of images that "
+                "have changed, and are made again",
+            )
+        return todo, result
+
+    def _finished(self, item: ImageItem) -> Record | None:
+        """What lies on disk of a finished item; None where it is not finished."""
+        ledger, record = self._recorded(item)
+        return record if ledger is self._ledger or self._keep_stale else None
+
+    def _recorded(self, item: ImageItem) -> tuple[Ledger | None, Record | None]:
+        """The ledger that has recorded what lies on disk now, the present one first, and that."""
+        ledgers = [each for each in (self._ledger, *self._others) if each.records(item.key)]
+        state = _state(item, self._paths(item)) if ledgers else None
+        found = next((each for each in ledgers if state in each.records(item.key)), None)
+        return found, None if found is None else state
+
+    def _paths(self, item: ImageItem) -> list[Path]:
+        return [folder / f"{item.key}{self.suffix}" for folder in self._folders]
+
+
+def _state(item: ImageItem, paths: Sequence[Path]) -> Record | None:
+    """What lies on disk; None where a result is missing."""
+    try:
+        contents = [path.read_bytes() for path in paths]
+    except OSError:
+        return None
+    return Record(_source_bytes(item), tuple((len(each), zlib.crc32(each)) for each in contents))
+
+
+def _source_bytes(item: ImageItem) -> int:
+    try:
+        return os.stat(item.path).st_size
+    except OSError:
+        return -1

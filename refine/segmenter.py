@@ -1,0 +1,80 @@
+"""The fine-tuned segmenter at work: an image's logits, and its label map."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from core.files import sha256_of
+from refine.settings import Predict as Settings
+from uss.networks import load_segmenter, network_input
+
+
+class Segmenter:
+    """A fine-tuned network and how images are brought to it.
+
+    Trunk, head and class count come from the checkpoint.
+
+    Args:
+        path: checkpoint file.
+        settings: size of the input and cap of the output.
+        arch, num_classes: see :func:`uss.networks.segmenter_facts`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Settings,
+        arch: str | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        self._model, self.facts = load_segmenter(path, arch, num_classes, settings.fixed_pool)
+        self._settings = settings
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+        """Label map (H, W) int32 of a uint8 RGB image (H, W, 3)."""
+        return self.label(self.logits(rgb), rgb.shape[:2])
+
+    def logits(self, rgb: np.ndarray) -> np.ndarray:
+        """Logits (C + 1, h, w) float32 of a uint8 RGB image (H, W, 3), at the network's output
+        size.
+        """
+        from core.runtime import jt
+
+        image = network_input(rgb, self._settings.resize, self._settings.square)
+        with jt.no_grad():
+            return self._model(jt.array(image)).numpy()[0]
+
+    def label(self, logits: np.ndarray, size_hw: tuple[int, ...]) -> np.ndarray:
+        """Label map (H, W) int32 of an image of this size from its logits."""
+        return label_of_logits(logits, size_hw, self._settings.max_res)
+
+
+def decisive_settings(path: Path, settings: Settings) -> dict[str, Any]:
+    """Everything that decides a prediction, the checkpoint by its SHA-256; JSON serialisable."""
+    return {"checkpoint_sha256": sha256_of(path), "predict": asdict(settings)}
+
+
+def label_of_logits(logits: np.ndarray, size_hw: tuple[int, ...], max_res: int = 0) -> np.ndarray:
+    """Argmax (H, W) int32 of logits (C + 1, h, w) resized bilinearly to the image.
+
+    Where the image has more than ``max_res`` squared pixels (0 = never), the argmax is taken at a
+    size of the same aspect with that many pixels, and enlarged by nearest neighbour.
+    """
+    height, width = size_hw
+    shrink = min(1.0, max_res / (height * width) ** 0.5) if max_res > 0 else 1.0
+    small = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    # Class by class: the full-size logits of hundreds of classes would not fit into memory.
+    best = cv2.resize(logits[0], small, interpolation=cv2.INTER_LINEAR)
+    label = np.zeros(best.shape, dtype=np.int32)
+    for index in range(1, len(logits)):
+        values = cv2.resize(logits[index], small, interpolation=cv2.INTER_LINEAR)
+        higher = values > best
+        best[higher], label[higher] = values[higher], index
+    if label.shape == size_hw:
+        return label
+    return cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)

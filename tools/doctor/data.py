@@ -1,0 +1,101 @@
+"""Whether a data set has the shape and the size that a preset expects; opens no image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.data.imagenet_s import masks_folder, stem_of
+from core.errors import UserError
+from tools.data.check import layout
+from tools.doctor.checks import FAIL, OK, WARN, Check, reason
+from uss.config import Config
+from uss.presets import GIVE_THRESHOLD
+
+#: Classes -> images of train, validation and test, as ImageNet-S was published.
+PUBLISHED = {
+    50: {"train": 64431, "validation": 752, "test": 1682},
+    300: {"train": 384862, "validation": 4097, "test": 9088},
+    919: {"train": 1183322, "validation": 12419, "test": 27423},
+}
+_IMAGENET_S = ("luss", "pass")  # how the names of presets for it begin
+# The competition's images to label stand in for the test split.
+_TESTS = ("test", "testA", "testB")
+
+
+def published(config: Config) -> dict[str, int] | None:
+    """Images by split that a preset's data set was published with; None where that is open."""
+    if config.preset.startswith(_IMAGENET_S):
+        return PUBLISHED.get(config.num_classes)
+    return None
+
+
+def data(root: Path, config: Config) -> list[Check]:
+    """A check of each split of a data set."""
+    if not root.is_dir():
+        mend = "export DATA=/path/to/your/data (python -m uss data split makes one of any images)"
+        return [Check("data", FAIL, f"{root} does not exist", mend)]
+    expected = published(config) or {}
+    names = ("train", "validation", *test_splits(root))
+    return [_split(root, name, config, expected.get(name)) for name in names]
+
+
+def test_splits(root: Path) -> list[str]:
+    """The splits without given labels that there are; ["test"] where there is none."""
+    return [name for name in _TESTS if (root / name).is_dir()] or ["test"]
+
+
+def images(root: Path, split: str) -> int:
+    """Images of a split; 0 without any."""
+    try:
+        return len(layout(root / split)[0])
+    except UserError:
+        return 0
+
+
+def _split(root: Path, name: str, config: Config, wanted: int | None) -> Check:
+    title, folder = f"data {name}", root / name
+    if not folder.is_dir():
+        return _missing(title, folder, wanted)
+    try:
+        files, classes, problems = layout(folder)
+    except UserError as error:
+        return Check(title, FAIL, reason(error), f"chmod -R u+rX {folder}")
+    text = f"{len(files)} images" + (f" in {classes} class folders" if classes else "")
+    check = f"python -m uss data check {root}"
+    if problems:
+        first = problems[0]
+        return Check(
+            title, FAIL, f"{text}; {len(problems)} problems: {first.path} {first.detail}", check
+        )
+    if wanted is not None and (len(files), classes) != (wanted, config.num_classes):
+        text = f"{text}; published with {wanted} in {config.num_classes}"
+        state = FAIL if len(files) < wanted else WARN
+        return Check(title, state, text, f"unpack ImageNet-S{config.num_classes} again to {root}")
+    if name == "train" and len(files) < config.num_classes:
+        mend = f"--set num_classes={len(files)}, or more images"
+        return Check(title, FAIL, f"{text}, fewer than the {config.num_classes} clusters", mend)
+    masks = masks_folder(root, name)
+    if masks.is_dir():
+        absent = [
+            path
+            for path in (masks / base / f"{stem_of(file)}.png" for base, file in files)
+            if not path.is_file()
+        ]
+        if absent:
+            text = f"{text}, {len(absent)} of them without mask ({absent[0]})"
+            return Check(title, FAIL, text, check)
+        text += ", each with a mask"
+    elif name == "validation":
+        mend = f"{GIVE_THRESHOLD} (nothing else needs them)"
+        return Check(title, WARN, f"{text} without masks", mend)
+    return Check(title, OK, text)
+
+
+def _missing(title: str, folder: Path, wanted: int | None) -> Check:
+    if folder.name == "train" or wanted is not None:
+        mend = f"put the images into {folder}, or make a data set: python -m uss data split"
+        return Check(title, FAIL, f"{folder} is missing", mend)
+    if folder.name == "validation":
+        text = "none: nothing chooses the threshold of the pseudo labels"
+        return Check(title, WARN, text, GIVE_THRESHOLD)
+    return Check(title, WARN, "none: nothing to label but train", "SPLIT=train bash train_4.sh")

@@ -1,0 +1,400 @@
+"""Evaluate a folder of predictions against the masks of a split, and find the background threshold.
+
+``python -m uss evaluate --data D --predictions P --mode validation -c 50`` prints a table;
+``--curve`` prints mIoU for a range of thresholds over the level maps beside the predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from core import log
+from core.data.imagenet_s import (
+    ImageItem,
+    class_count,
+    class_names,
+    list_images,
+    mask_path,
+    masks_folder,
+    split_folder,
+)
+from core.data.label_maps import load_label
+from core.errors import UserError
+from core.files import write_json
+from core.scoring.matching import match_clusters, read_match, write_match
+from core.scoring.metrics import ImageCounts, SegmentationMetrics, count_image
+from core.scoring.threshold_curve import (
+    CurvePoint,
+    LevelCounts,
+    ThresholdCurve,
+    count_levels,
+    hundredths,
+    require_fraction,
+)
+from core.text import named
+from core.work.pool import default_workers, ordered_map
+from tools.evaluate.table import (
+    EvaluationResult,
+    best_point,
+    curve_dict,
+    format_curve,
+    format_result,
+)
+from tools.submission.check import BROKEN_ZIP
+
+Counts = TypeVar("Counts")
+
+STAGE = "evaluate"
+# A prediction without threshold is either one archive (arrays "label" and "hundredths", the level
+# in hundredths rounded down, as the pseudo-label sweep keeps them) or a label map with its float32
+# (H, W) level map beside it.
+ARCHIVE_SUFFIX = ".npz"
+LEVEL_SUFFIX = ".npy"
+
+
+def evaluate(
+    prediction_dir: Path,
+    data: Path,
+    split: str,
+    num_classes: int,
+    match: dict[int, int] | None = None,
+    boundary: bool = True,
+    result_path: Path | None = None,
+    items: Sequence[ImageItem] | None = None,
+    workers: int | None = None,
+    threshold: float | None = None,
+) -> EvaluationResult:
+    """Score ``<prediction_dir>/<key>.png`` for every image of ``<data>/<split>``.
+
+    Args:
+        prediction_dir: label maps of prediction ids 0..num_classes at image size.
+        data, split: masks are read from ``<data>/<split>-segmentation``.
+        num_classes: number of classes C without background.
+        match: {prediction id: class id}; None finds the best one on these images.
+        boundary: also compute boundary IoU.
+        result_path: also write the result there as JSON.
+        items: score only these images of the split; None takes all.
+        workers: processes, which never change the result; None: what pays on this machine.
+        threshold: pixels whose level (:func:`threshold_curve`) is below it become background; None
+            reads no levels.
+
+    Raises:
+        UserError: a missing, broken or wrongly sized file, or an id out of range, by its name; a
+            threshold that is no fraction.
+    """
+    if threshold is not None:
+        require_fraction("the threshold", threshold)
+    items = labelled_images(data, split) if items is None else items
+    archives = threshold is not None and _are_archives(prediction_dir, items)
+    _require_all(prediction_dir, items, archives, levels=threshold is not None)
+    work = functools.partial(
+        count_item,
+        archives=archives,
+        threshold=threshold,
+        prediction_dir=Path(prediction_dir),
+        data=data,
+        split=split,
+        num_classes=num_classes,
+        boundary=boundary,
+    )
+    metrics = SegmentationMetrics(num_classes, boundary)
+    for counts in of_each(items, work, workers):
+        metrics.add(counts)
+    used = match_clusters(metrics.cooccurrence) if match is None else match
+    result = EvaluationResult(metrics.compute(used), used, matched_here=match is None)
+    if result_path is not None:
+        write_json(result_path, result.to_dict())
+    return result
+
+
+def count_item(
+    item: ImageItem,
+    prediction_dir: Path,
+    data: Path,
+    split: str,
+    num_classes: int,
+    boundary: bool,
+    threshold: float | None = None,
+    archives: bool = False,
+) -> ImageCounts:
+    """Counts of one image from its files; everything that :func:`evaluate` needs of it."""
+    path = prediction_path(prediction_dir, item)
+    truth = load_label(mask_path(data, split, item.key))
+    if threshold is None:
+        prediction = load_label(path)
+    else:
+        prediction, level = _load_with_level(path, archives)
+        prediction = np.where(level < np.float32(threshold), 0, prediction)
+    try:
+        return count_image(prediction, truth, num_classes, boundary)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def threshold_curve(
+    prediction_dir: Path,
+    data: Path,
+    split: str,
+    num_classes: int,
+    thresholds: Sequence[float],
+    items: Sequence[ImageItem] | None = None,
+    workers: int | None = None,
+) -> list[CurvePoint]:
+    """mIoU at each threshold, with its own match, from predictions made without threshold.
+
+    Args:
+        prediction_dir: ``<key>.npz`` of the pseudo-label sweep, or ``<key>.png`` label maps with
+            ``<key>.npy`` level maps.
+        thresholds: increasing levels; pixels whose level is smaller become background.
+        data, split, num_classes, items, workers: see :func:`evaluate`.
+
+    Raises:
+        UserError: a missing, broken or wrongly sized file; names the file.
+    """
+    items = labelled_images(data, split) if items is None else items
+    archives = _are_archives(prediction_dir, items)
+    _require_all(prediction_dir, items, archives, levels=True)
+    work = functools.partial(
+        count_item_levels,
+        prediction_dir=Path(prediction_dir),
+        data=data,
+        split=split,
+        num_classes=num_classes,
+        thresholds=tuple(thresholds),
+        archives=archives,
+    )
+    curve = ThresholdCurve(num_classes, thresholds)
+    for counts in of_each(items, work, workers):
+        curve.add(counts)
+    return curve.points()
+
+
+def count_item_levels(
+    item: ImageItem,
+    prediction_dir: Path,
+    data: Path,
+    split: str,
+    num_classes: int,
+    thresholds: Sequence[float],
+    archives: bool,
+) -> LevelCounts:
+    """Counts of one image from its files; everything that :func:`threshold_curve` needs of it."""
+    path = prediction_path(prediction_dir, item)
+    prediction, level = _load_with_level(path, archives)
+    truth = load_label(mask_path(data, split, item.key))
+    try:
+        return count_levels(prediction, level, truth, num_classes, thresholds)
+    except UserError as error:
+        raise UserError(f"{path.with_suffix('')}: {error}") from error
+
+
+def _are_archives(prediction_dir: Path, items: Sequence[ImageItem]) -> bool:
+    """Whether labels and levels come in the pseudo-label sweep's archives."""
+    return (Path(prediction_dir) / f"{items[0].key}{ARCHIVE_SUFFIX}").is_file()
+
+
+def _require_all(
+    prediction_dir: Path, items: Sequence[ImageItem], archives: bool, levels: bool
+) -> None:
+    label_maps = (".png", LEVEL_SUFFIX) if levels else (".png",)
+    for suffix in (ARCHIVE_SUFFIX,) if archives else label_maps:
+        require_predictions(prediction_dir, items, suffix)
+
+
+def _load_with_level(path: Path, archives: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Label map (H, W) without threshold and its levels, float32, of one size."""
+    label, level = _load_archive(path) if archives else (load_label(path), _load_level(path))
+    if label.shape != level.shape:
+        raise UserError(
+            f"{path.with_suffix('')}: the level map is {level.shape} but its prediction is "
+            f"{label.shape}; they must come from the same run"
+        )
+    return label, level
+
+
+def of_each(
+    items: Sequence[ImageItem], work: Callable[[ImageItem], Counts], workers: int | None
+) -> Iterator[Counts]:
+    """What ``work`` makes of each item, in order, with a progress bar; None: as many processes as
+    pay.
+    """
+    processes = default_workers(len(items)) if workers is None else workers
+    return log.progress(ordered_map(work, items, processes), STAGE, total=len(items))
+
+
+def labelled_images(data: Path, split: str) -> list[ImageItem]:
+    """Images of a split whose masks are at hand.
+
+    Raises:
+        UserError: no such split, no mask folder, or an image without mask.
+    """
+    items = list_images(split_folder(data, split))
+    masks = masks_folder(data, split)
+    if not masks.is_dir():
+        raise UserError(
+            f"{split!r} of {data} has no masks to evaluate against: {masks} does not exist; "
+            "evaluate a split that has them, such as validation"
+        )
+    missing = [item.key for item in items if not mask_path(data, split, item.key).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(items)} images have no mask in {masks}: {named(missing)}"
+        )
+    return items
+
+
+def require_predictions(
+    prediction_dir: Path, items: Sequence[ImageItem], suffix: str = ".png"
+) -> None:
+    """Raise :class:`UserError` that names the first missing ``<key><suffix>`` files, if any are."""
+    missing = [
+        item.key for item in items if not (Path(prediction_dir) / f"{item.key}{suffix}").is_file()
+    ]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(items)} {suffix} files are missing in {prediction_dir}: "
+            f"{named(missing)}; finish the predictions first"
+        )
+
+
+def prediction_path(prediction_dir: Path, item: ImageItem) -> Path:
+    """Where the prediction of an image lies."""
+    return Path(prediction_dir) / f"{item.key}.png"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Arguments of ``python -m uss evaluate``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m uss evaluate", description="Score predictions against a split's masks."
+    )
+    parser.add_argument("--data", type=Path, required=True, help="data set folder")
+    parser.add_argument("--predictions", type=Path, required=True, help="folder of <key>.png")
+    parser.add_argument("--mode", default="validation", help="split with masks (validation)")
+    parser.add_argument("-c", "--num-classes", type=int, help="classes (default: class folders)")
+    parser.add_argument(
+        "--match-file", "--match_file", type=Path, help="match to use (default: find the best)"
+    )
+    parser.add_argument("--write-match", type=Path, help="write the match that was used there")
+    parser.add_argument("--output", type=Path, help="write the result there, as JSON")
+    parser.add_argument("--no-boundary", action="store_true", help="skip boundary IoU")
+    parser.add_argument("--classes", action="store_true", help="also list every class")
+    parser.add_argument(
+        "--curve",
+        action="store_true",
+        help="mIoU by background threshold, from unthresholded labels",
+    )
+    parser.add_argument("--min", type=int, default=0, help="lowest threshold, hundredths (0)")
+    parser.add_argument("--max", type=int, default=80, help="highest threshold, hundredths (80)")
+    parser.add_argument(
+        "--threshold", type=float, help="level, a fraction, below which pixels are background"
+    )
+    compare = "folder of earlier predictions: also print what became better and worse"
+    parser.add_argument("--compare", type=Path, metavar="BEFORE", help=compare)
+    parser.add_argument("--workers", type=int, help="processes (default: what pays)")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Run on the command line's arguments; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    num_classes = class_count(args.data, args.mode, args.num_classes)
+    if args.curve:
+        return _main_curve(args, num_classes)
+    match = read_match(args.match_file, num_classes) if args.match_file else None
+    if args.compare:
+        return _main_compare(args, num_classes, match)
+    result = evaluate(
+        args.predictions,
+        args.data,
+        args.mode,
+        num_classes,
+        match,
+        boundary=not args.no_boundary,
+        result_path=args.output,
+        workers=args.workers,
+        threshold=args.threshold,
+    )
+    if args.write_match:
+        write_match(args.write_match, result.match)
+    print(format_result(result, _class_labels(args, num_classes) if args.classes else None))
+    return 0
+
+
+def _main_compare(args: argparse.Namespace, num_classes: int, match: dict[int, int] | None) -> int:
+    from tools.evaluate.compare import compare, format_comparison
+
+    if args.threshold is not None:
+        raise UserError("--compare takes finished label maps; leave --threshold out")
+    found = compare(
+        args.compare,
+        args.predictions,
+        args.data,
+        args.mode,
+        num_classes,
+        match,
+        boundary=not args.no_boundary,
+        workers=args.workers,
+    )
+    if args.write_match:
+        write_match(args.write_match, found.match)
+    if args.output:
+        write_json(args.output, found.to_dict())
+    print(format_comparison(found, _class_labels(args, num_classes)))
+    return 0
+
+
+def _main_curve(args: argparse.Namespace, num_classes: int) -> int:
+    if args.match_file or args.threshold is not None:
+        raise UserError(
+            "--curve tries every threshold and finds a match for each; leave --match-file and "
+            "--threshold out"
+        )
+    if args.min > args.max:
+        raise UserError(f"--min {args.min} is above --max {args.max}; both are hundredths")
+    thresholds = hundredths(args.min, args.max)
+    points = threshold_curve(
+        args.predictions, args.data, args.mode, num_classes, thresholds, workers=args.workers
+    )
+    best = best_point(points)
+    if args.write_match:
+        write_match(args.write_match, best.match)
+    if args.output:
+        write_json(args.output, curve_dict(points))
+    print(format_curve(points))
+    return 0
+
+
+def _load_level(prediction: Path) -> np.ndarray:
+    path = prediction.with_suffix(LEVEL_SUFFIX)
+    try:
+        level = np.load(path, allow_pickle=False)
+    except BROKEN_ZIP as error:
+        raise UserError(f"level map {path} cannot be read: {error}; make it again") from error
+    if not isinstance(level, np.ndarray) or level.ndim != 2 or level.dtype.kind != "f":
+        raise UserError(f"level map {path}: expected a 2-D float array; make it again")
+    return level
+
+
+def _load_archive(prediction: Path) -> tuple[np.ndarray, np.ndarray]:
+    path = prediction.with_suffix(ARCHIVE_SUFFIX)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            label, steps = arrays["label"], arrays["hundredths"]
+    except (*BROKEN_ZIP, KeyError) as error:
+        raise UserError(f"labels {path} cannot be read: {error}; make them again") from error
+    if label.ndim != 2 or label.dtype.kind not in "iu" or steps.dtype.kind not in "iu":
+        raise UserError(f"labels {path}: expected two 2-D arrays of integers; make them again")
+    return label.astype(np.int32), (steps / 100).astype(np.float32)
+
+
+def _class_labels(args: argparse.Namespace, num_classes: int) -> list[str]:
+    names = class_names(args.data, args.mode)
+    if len(names) != num_classes:
+        return [f"class {index}" for index in range(1, num_classes + 1)]
+    return names

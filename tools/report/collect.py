@@ -1,0 +1,245 @@
+"""Everything that the page shows, taken from a run and the results of test.py."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from core.data.imagenet_s import ImageItem, class_names, list_images
+from core.data.label_maps import require_class_count
+from core.files import json_or_empty
+from core.pipeline.folders import ResultFolder
+from core.scoring.metrics import Scores
+from core.text import named
+from tools.report import gallery
+from tools.report.curves import (
+    ThresholdChoice,
+    TrainingCurve,
+    threshold_choice,
+    times,
+    training_curves,
+)
+from tools.report.label_scores import (
+    Judgement,
+    Look,
+    Matches,
+    disagreements,
+    judge,
+    look_at_all,
+    matches,
+    renamed,
+)
+from tools.report.provenance import Fact, Protocol, method_text, protocol, provenance
+from tools.report.refinement import RefinementFacts, StoredMasks, refinement_facts
+from tools.report.run_files import Request, Sources, find, names_of_classes, setting
+from tools.submission.results import MATCH
+from uss.attention_maps import AttentionMaps
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: IoU and number of images that show it, None where not known."""
+
+    id: int
+    name: str
+    before: float | None
+    after: float | None
+    truth_images: int | None
+    predicted_images: int
+
+
+@dataclass
+class Content:
+    """What the page shows; whatever is not known is None or empty."""
+
+    title: str
+    made: str
+    protocol: Protocol
+    provenance: list[Fact]
+    notes: list[str]
+    method: str
+    curves: list[TrainingCurve]
+    threshold: ThresholdChoice | None
+    times: dict[str, float]
+    matched: str = ""
+    scores: dict[str, Scores] = field(default_factory=dict)  # "before", "after"
+    classes: list[ClassRow] = field(default_factory=list)  # background first
+    confusion: np.ndarray | None = None  # see tools.report.label_scores.Judgement
+    clusters: dict[int, int] = field(default_factory=dict)  # class id -> prediction id
+    refinement: RefinementFacts | None = None
+    images: int = 0  # of the split
+    gallery: list[gallery.Picture] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # key -> reason
+    refined: bool = False  # there are label maps before refinement
+
+    def has(self, picture: str) -> bool:
+        """Whether any image of the gallery has a picture of this name."""
+        return any(picture in each.uris for each in self.gallery)
+
+
+def collect(
+    request: Request, limit: int, attention: bool = False, workers: int | None = None
+) -> Content:
+    """Read a run and its results.
+
+    Args:
+        limit: images of the gallery.
+        attention: draw attention maps, with Jittor.
+        workers: processes that read label maps; None: what pays.
+
+    Raises:
+        UserError: a folder or a checkpoint that was asked for is missing.
+    """
+    sources = find(request)
+    maps = AttentionMaps(sources.run, sources.settings) if attention else None
+    results = _read_results(sources, request, workers)
+    refinement = results.refinement if results else RefinementFacts({}, {}, 0)
+    content = Content(
+        title=sources.run.root.name,
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        protocol=protocol(sources, refinement),
+        provenance=provenance(sources, refinement),
+        notes=sources.notes,
+        method=method_text(sources),
+        curves=training_curves(sources.run),
+        threshold=threshold_choice(sources.run),
+        times=times(sources.run),
+    )
+    if results is not None:
+        _add_results(content, sources, results)
+        _add_gallery(content, sources, results, limit, maps)
+    return content
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What was read of a split's label maps."""
+
+    items: list[ImageItem]
+    looks: list[Look]
+    names: list[str]
+    matched: Matches
+    judgement: Judgement | None
+    refinement: RefinementFacts
+
+
+def _read_results(sources: Sources, request: Request, workers: int | None) -> _Results | None:
+    if sources.after is None or sources.images is None:
+        return None
+    items = list_images(sources.images)
+    num_classes = _num_classes(sources, request)
+    looks = look_at_all(sources, items, num_classes, workers)
+    matched = matches(sources, looks, num_classes)
+    names = names_of_classes(sources.data, num_classes)
+    if matched.of["after"] is None:
+        names[1:] = [f"cluster {index}" for index in range(1, num_classes + 1)]
+    return _Results(
+        items,
+        looks,
+        names,
+        matched,
+        judge(looks, matched, num_classes),
+        refinement_facts(sources.after, looks),
+    )
+
+
+def _num_classes(sources: Sources, request: Request) -> int:
+    """Classes C: asked for, of the match, of the settings, or of the class folders."""
+    if request.num_classes is not None:
+        return require_class_count(request.num_classes)
+    for folder in (sources.result, sources.after):
+        match = json_or_empty(folder / MATCH) if folder else {}
+        if match:
+            return len(match) - 1
+    count = setting(sources.settings, "num_classes")
+    if isinstance(count, int) and count > 0:
+        return count
+    assert sources.data is not None and sources.split is not None
+    return len(class_names(sources.data, sources.split))
+
+
+def _add_results(content: Content, sources: Sources, results: _Results) -> None:
+    content.images = len(results.items)
+    content.refined = sources.before is not None
+    content.matched = results.matched.origin
+    content.refinement = results.refinement
+    judgement = results.judgement
+    if judgement is not None:
+        content.scores, content.confusion = judgement.scores, judgement.confusion
+        content.notes += disagreements(sources, judgement)
+        if not judgement.one_match:
+            content.notes.append(
+                "Clusters were matched to classes anew after refinement: the scores before it hold "
+                "under a match of their own, everything else on this page under the one after it."
+            )
+    match = results.matched.of["after"]
+    if match is not None:
+        content.clusters = {class_id: label for label, class_id in match.items()}
+    content.classes = _class_rows(results)
+    content.failed = {each.key: each.problem for each in results.looks if each.problem}
+    if sources.result is not None and sources.split is not None:
+        stated = json_or_empty(ResultFolder(sources.result).failures(sources.split))
+        content.failed.update({str(key): str(reason) for key, reason in stated.items()})
+    if content.failed:
+        content.notes.append(
+            f"{len(content.failed)} of {content.images} images have no label map that can be "
+            f"read: {named(content.failed)}."
+        )
+    others = results.refinement.other_settings
+    if others:
+        content.notes.append(
+            f"{others} of {content.images} label maps were made under other settings than those "
+            "listed."
+        )
+
+
+def _class_rows(results: _Results) -> list[ClassRow]:
+    match = results.matched.of["after"]
+    predicted: Counter[int] = Counter()
+    shown: Counter[int] = Counter()
+    for each in results.looks:
+        predicted.update(renamed(each.shares.get("after", {}), match).keys())
+        shown.update(each.shares.get("truth", {}).keys())
+    scores = results.judgement.scores if results.judgement else {}
+
+    def iou(name: str, index: int) -> float | None:
+        return float(scores[name].iou[index]) if name in scores else None
+
+    return [
+        ClassRow(
+            index,
+            name,
+            iou("before", index),
+            iou("after", index),
+            shown[index] if scores else None,
+            predicted[index],
+        )
+        for index, name in enumerate(results.names)
+    ]
+
+
+def _add_gallery(
+    content: Content,
+    sources: Sources,
+    results: _Results,
+    limit: int,
+    maps: AttentionMaps | None,
+) -> None:
+    assert sources.split is not None
+    fingerprint = results.refinement.settings.get("masks")
+    sight = gallery.Sight(
+        sources,
+        results.names,
+        results.matched,
+        results.judgement,
+        results.refinement,
+        StoredMasks(sources.run.masks(sources.split), fingerprint),
+        maps,
+    )
+    chosen = gallery.choose(results.items, results.judgement, limit)
+    content.gallery = gallery.make_gallery(
+        sight, chosen, {each.key: each for each in results.looks}
+    )

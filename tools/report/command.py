@@ -1,0 +1,56 @@
+"""``python -m uss report RUN``: one page about a run, ``report.html``, to be opened anywhere."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from core import log
+from core.errors import UserError
+from core.files import atomic_write
+from tools.report.run_files import STAGE, Request
+from uss.paths import DEFAULT_DATA
+
+_IMAGES = 200
+_PAGE = "report.html"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page; returns the exit code."""
+    # Their libraries take a second to load, which --help does not need.
+    from tools.report.collect import collect
+    from tools.report.page import render
+
+    options = _parser().parse_args(arguments)
+    if options.images < 0:
+        raise UserError(f"--images {options.images}: give 0 or more")
+    request = Request(options.run, options.data, options.result, options.mode, options.num_classes)
+    content = collect(request, options.images, options.attention, options.workers)
+    path = options.output or options.run / _PAGE
+    page = render(content)
+    try:
+        with atomic_write(path, "w") as file:
+            file.write(page)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; name another place with --output"
+        ) from error
+    shown = f"{len(content.gallery)} of {content.images} images"
+    log.info(STAGE, f"{path}: {shown}, {len(page) / 1e6:.1f} MB")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m uss report", description=__doc__)
+    add = parser.add_argument
+    add("run", type=Path, help="run folder of train_1..4.sh and test.py")
+    add("--data", type=Path, help=f"data set folder (what the run notes, or {DEFAULT_DATA})")
+    result = "dump_path of test.py (RUN/result or ./result, where it is of this run)"
+    add("--result", type=Path, help=result)
+    add("--mode", help="split whose label maps are shown (validation where there is one)")
+    add("--images", type=int, default=_IMAGES, metavar="N", help=f"of the gallery ({_IMAGES})")
+    add("--attention", action="store_true", help="also draw attention maps (needs step 2.1)")
+    add("-c", "--num-classes", type=int, help="classes (default: those of the match)")
+    add("--output", type=Path, metavar="FILE", help=f"the page (RUN/{_PAGE})")
+    add("--workers", type=int, help="processes that read label maps (default: what pays)")
+    return parser

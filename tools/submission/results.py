@@ -1,0 +1,179 @@
+"""What becomes of finished label maps: a score where there are masks, a match, and the archive.
+
+Label maps hold cluster ids. A *match* names them, and can only be found on a split with masks; it
+is kept in a folder as ``match.json`` with ``match_origin.json`` beside it, which states the
+checkpoint that it is for, because the ids of another checkpoint mean other classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from core import log
+from core.data.imagenet_s import ImageItem, list_images, masks_folder, split_folder
+from core.errors import UserError
+from core.files import json_or_empty, read_json, write_json
+from core.scoring.matching import read_match, write_match
+from core.text import named
+from core.work.worklist import Worklist
+from tools.evaluate.table import EvaluationResult
+from tools.submission.archive import Method, build_zip
+from tools.submission.check import check_zip
+from uss.paths import RunFolder
+
+STAGE = "result"
+MATCH = "match.json"
+ORIGIN = "match_origin.json"
+_CLUSTER_IDS = "the ids are cluster ids: no match to classes was found or given"
+_SHOWN_PROBLEMS = 5
+
+Match = dict[int, int]
+
+
+def has_masks(data: Path, split: str) -> bool:
+    """True where the ground truth of a split is at hand."""
+    return masks_folder(data, split).is_dir()
+
+
+def require_finished(work: Worklist, items: Sequence[ImageItem]) -> None:
+    """Complain unless each item has an intact result.
+
+    Raises:
+        UserError: names those that have none.
+    """
+    pending = [item.key for item in work.pending(items)]
+    if pending:
+        raise UserError(
+            f"no archive: {len(pending)} of {len(items)} images have no label map "
+            f"({named(pending)}); mend or remove them and run the same command again"
+        )
+
+
+def evaluation_path(folder: Path, split: str) -> Path:
+    """Where :func:`keep_evaluation` leaves the scores of a split."""
+    return folder / f"evaluation_{split}.json"
+
+
+def keep_evaluation(
+    folder: Path, split: str, checkpoint_sha256: str, results: dict[str, EvaluationResult]
+) -> None:
+    """Write the results by name into ``folder/evaluation_<split>.json``.
+
+    The match of the last result is kept too, unless it was given rather than found here.
+    """
+    *_, last = results.values()
+    if last.matched_here:
+        write_match(folder / MATCH, last.match)
+        origin = {
+            "split": split,
+            "chosen_by": f"{split} masks",
+            "checkpoint_sha256": checkpoint_sha256,
+        }
+        write_json(folder / ORIGIN, origin)
+    content = {name: result.to_dict() for name, result in results.items()}
+    write_json(evaluation_path(folder, split), content)
+
+
+def print_scores(folder: Path, split: str) -> None:
+    """Print the mIoUs that :func:`keep_evaluation` left."""
+    content = read_json(evaluation_path(folder, split), "the scores of a split")
+    for name, result in sorted(content.items(), reverse=True):  # "before" first
+        title = f"mIoU {name.replace('_', ' ')} ({split})"
+        print(f"{title}: {100 * result['miou']:.2f}", flush=True)
+
+
+def chosen_by_masks(threshold_file: Path | None, match_split: str | None) -> str:
+    """What masks decided, in words for ``method.txt``; "" where they decided nothing.
+
+    Args:
+        threshold_file: what the pseudo labels left about their threshold; None or a missing file
+            where it is not known.
+        match_split: split whose masks named the clusters; None where they did not.
+    """
+    parts = []
+    if threshold_file is not None and threshold_file.is_file():
+        choice = read_json(threshold_file, "the threshold of the pseudo labels")
+        if choice.get("chosen_by") == "validation masks":
+            threshold = choice.get("threshold", "of an unknown value")
+            parts.append(f"validation masks chose the pseudo labels' threshold {threshold}")
+    if match_split is not None:
+        parts.append(f"{match_split} masks matched clusters to classes")
+    return "; ".join(parts)
+
+
+def disclosed(method: Method, segmenter: Path, run: RunFolder, match_split: str | None) -> Method:
+    """``method`` with notes of what made the segmenter's labels and of what ground-truth masks
+    decided on the way to these.
+    """
+    own = segmenter.is_relative_to(run.root)  # a published one: this run's threshold is not its
+    threshold_file = run.threshold if own else None
+    notes = (_made_labels(threshold_file), chosen_by_masks(threshold_file, match_split))
+    return method.with_notes(*filter(None, notes))
+
+
+def _made_labels(threshold_file: Path | None) -> str:
+    """The masks of the pseudo labels, for ``method.txt``; "" where there is no record of them."""
+    facts = json_or_empty(threshold_file) if threshold_file else {}
+    return f"pseudo labels: {label_support(facts['masks'])}" if "masks" in facts else ""
+
+
+def label_support(masks: str | None) -> str:
+    """What a pseudo label is taken over, in words: ``masks.source``, or None without any masks."""
+    if masks is None:
+        return "of each pixel by itself"
+    return f"averaged over {'the masks of SAM' if masks == 'sam' else masks}"
+
+
+def kept_match(
+    folders: Iterable[Path], checkpoint_sha256: str, num_classes: int
+) -> tuple[Match, str] | None:
+    """The first match that :func:`keep_evaluation` left in one of ``folders`` for this checkpoint,
+    and the split whose masks it was found on.
+    """
+    for folder in folders:
+        if not (folder / MATCH).is_file() or not (folder / ORIGIN).is_file():
+            continue
+        origin = read_json(folder / ORIGIN, "where the match beside it comes from")
+        if origin.get("checkpoint_sha256") == checkpoint_sha256:
+            log.info(STAGE, f"using the match found on {origin.get('split')}: {folder / MATCH}")
+            return read_match(folder / MATCH, num_classes), str(origin.get("split"))
+        log.warn(STAGE, f"{folder / MATCH} belongs to another checkpoint and is not used")
+    return None
+
+
+def pack(
+    labels: Path,
+    data: Path,
+    split: str,
+    archive: Path,
+    match: Match | None,
+    num_classes: int,
+    method: Method,
+    substitutes: Mapping[str, bytes] | None = None,
+) -> None:
+    """Zip the label maps of a split with the match and ``method.txt``, then check the archive.
+
+    Args:
+        labels: folder of ``<key>.png``.
+        data, split: the images.
+        match: None leaves ``match.json`` out, which the log and ``method.txt`` then say.
+        substitutes: key -> PNG for images without label map.
+
+    Raises:
+        UserError: the archive has a problem; the first ones are named and the archive is removed.
+    """
+    tolerated = set()
+    if match is None:
+        log.warn(STAGE, f"{_CLUSTER_IDS}; {archive} has no {MATCH}")
+        method = method.with_notes(_CLUSTER_IDS)
+        tolerated.add(f"{MATCH}: missing")
+    items = list_images(split_folder(data, split))
+    build_zip(labels, items, archive, match, method, substitutes=substitutes)
+    problems = [p for p in check_zip(archive, data, split, num_classes) if p not in tolerated]
+    if problems:
+        archive.unlink()
+        raise UserError(
+            f"the archive has {len(problems)} problems and was removed: "
+            + "; ".join(problems[:_SHOWN_PROBLEMS])
+        )

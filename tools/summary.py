@@ -1,0 +1,60 @@
+"""``python -m uss summary``: what a finished run reached, what it took, and how it looks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from core import pictures
+from core.data.imagenet_s import list_images, mask_path, split_folder
+from core.data.images import load_rgb
+from core.data.label_maps import load_label
+from core.files import read_json
+from core.pipeline.folders import VALIDATION, ResultFolder
+from core.pipeline.times import stage_seconds
+from core.scoring.matching import apply_match, read_match
+from tools.evaluate.table import AFTER, BEFORE
+from tools.submission.results import MATCH, evaluation_path
+from uss.paths import RunFolder
+
+_ROWS = 6
+_SHEET = "sheet.png"
+
+
+def main(arguments: list[str]) -> int:
+    """Print scores and times of ``--run`` and ``--result``, and write the picture sheet."""
+    parser = argparse.ArgumentParser(prog="python -m uss summary", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--result", type=Path, required=True, help="dump_path of test.py")
+    options = parser.parse_args(arguments)
+    seconds = stage_seconds(RunFolder(options.run).times)
+    print("\nstage                       seconds")
+    for stage, value in seconds.items():
+        print(f"{stage:26}{value:9.1f}")
+    print(f"{'all stages':26}{sum(seconds.values()):9.1f}\n")
+    path = evaluation_path(options.result, VALIDATION)
+    scores = read_json(path, "the scores that test.py writes")
+    for name in (BEFORE, AFTER):
+        print(f"validation mIoU {name.replace('_', ' ')}: {100 * scores[name]['miou']:.2f} %")
+    sheet = write_sheet(options.data, options.result, len(scores[AFTER]["iou"]) - 1)
+    print(f"pictures: {sheet}\narchive:  {ResultFolder(options.result).archive}")
+    return 0
+
+
+def write_sheet(data: Path, result: Path, num_classes: int) -> Path:
+    """Picture sheet of validation images spread over the classes: image, labels, truth."""
+    items = list_images(split_folder(data, VALIDATION))
+    chosen = items[:: max(1, len(items) // _ROWS)][:_ROWS]
+    match, folders = read_match(result / MATCH, num_classes), ResultFolder(result)
+    rows = []
+    for item in chosen:
+        labels = [
+            apply_match(load_label(folder / f"{item.key}.png"), match)
+            for folder in (folders.unrefined(VALIDATION), folders.labels(VALIDATION))
+        ]
+        truth = load_label(mask_path(data, VALIDATION, item.key))
+        rows.append(pictures.SheetRow(item.key, [load_rgb(item.path), *labels, truth]))
+    sheet = result / _SHEET
+    pictures.picture_sheet(rows, sheet)
+    return sheet

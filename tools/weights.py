@@ -1,0 +1,49 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from core.errors import UserError
+from core.log import warn
+from core.pipeline.folders import WEIGHTS
+from sam.weights import STAGE, cache_folder, fetch_sam, fetched_path, find_sam, manifest
+
+
+def main(argv: list[str]) -> int:
+    """``python -m uss weights``: fetch what can be fetched, then print what is there and what may
+    be added by hand.
+    """
+    parser = argparse.ArgumentParser(prog="python -m uss weights", description=main.__doc__)
+    parser.add_argument("--weights-dir", type=Path, default=WEIGHTS, help="default: %(default)s")
+    folder = parser.parse_args(argv).weights_dir
+    problem: UserError | None = None
+    try:
+        fetch_sam()
+    except UserError as error:
+        problem = error
+    print(_table(folder))
+    if problem is not None:
+        # Not being able to fetch matters only where nothing else is there.
+        try:
+            find_sam(folder)
+        except UserError:
+            raise problem from None
+        warn(STAGE, str(problem))
+        return 0
+    find_sam(folder)
+    return 0
+
+
+def _table(folder: Path) -> str:
+    listed = manifest()
+    entries = [(folder / entry["file"], entry) for entry in listed["by_hand"]]
+    entries.append((fetched_path(), {"used_by": "train_3.sh, test.py", **listed["fetched"]}))
+    rows = [("file", "used by", "found", "what it is")]
+    for path, entry in entries:
+        size = f"{path.stat().st_size / 1e6:.0f} MB" if path.is_file() else "-"
+        rows.append((entry["file"], entry["used_by"], size, entry["what"]))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths)), row[3]]) for row in rows]
+    return "\n".join([*lines, f"by hand: {folder}", f"fetched: {cache_folder()}"])

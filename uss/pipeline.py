@@ -1,0 +1,252 @@
+"""Unsupervised semantic segmentation, stage by stage: PASS, with SAM for labels and refinement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.pipeline.folders import SPLITS, TRAIN, VALIDATION, ResultFolder
+from core.pipeline.stage import Cost, Flag, Kind, Pipeline, Stage
+from uss import presets
+from uss.config import ARCHS, Config
+from uss.paths import DEFAULT_DATA, RunFolder
+
+# The larger trunk first, as the scripts run them.
+_TRUNKS = tuple(reversed(ARCHS))
+
+_PRETRAINED = Flag(
+    ("--pretrained",),
+    "checkpoint to start from (default: this run's)",
+    argument="given_checkpoint",
+    options={"type": Path},
+)
+_ATTENTION_THRESHOLD = Flag(
+    ("--threshold", "-t"),
+    "fraction below which attention counts as 0 (default: the preset's)",
+    setting="pixel_attention.threshold",
+    options={"type": float, "metavar": "T"},
+)
+_MATCH_FILE = Flag(
+    ("--match-file", "--match_file"),
+    "match to use (default: found on validation masks)",
+    argument="match_file",
+    options={"type": Path},
+)
+
+
+def _split(default: str) -> Flag:
+    return Flag(
+        ("--split", "--mode"),
+        f"folder below --data (default {default})",
+        argument="split",
+        options={"default": default},
+    )
+
+
+def _photo(resize: int) -> float:
+    """Pixels of a 4:3 image whose shorter side is ``resize``."""
+    return resize * resize * 4 / 3
+
+
+PRETRAIN = Stage(
+    command="pretrain",
+    step="1",
+    title="pretraining",
+    help="self-supervised pretraining",
+    module="uss.pretrain",
+    kind=Kind.TRAINING,
+    section="pretrain",
+    folder=RunFolder.pretrain,
+    of=_TRUNKS,
+    per_trunk=True,
+    script="train_1.sh, train_2.sh",
+    product="trunk, prototypes",
+    flags=(
+        Flag(
+            ("--shallow",),
+            "shallow stages out of 1, 2, 3 that are supervised too; none: --shallow",
+            setting="pretrain.shallow",
+            options={"type": int, "nargs": "*", "metavar": "STAGE"},
+        ),
+        Flag(
+            ("--weights",),
+            "of the image loss and of each shallow stage (default: all 1)",
+            setting="pretrain.loss_weights",
+            options={"type": float, "nargs": "+", "metavar": "W"},
+        ),
+    ),
+)
+PIXEL_ATTENTION = Stage(
+    command="pixel-attention",
+    step="2.1",
+    title="pixel attention",
+    help="pixel attention on the frozen trunk",
+    module="uss.pixel_attention",
+    kind=Kind.TRAINING,
+    section="pixel_attention",
+    folder=RunFolder.pixel_attention,
+    of=_TRUNKS,
+    per_trunk=True,
+    script="train_1.sh, train_2.sh",
+    product="attention",
+    flags=(_PRETRAINED, _ATTENTION_THRESHOLD),
+)
+CLUSTER = Stage(
+    command="cluster",
+    step="2.2",
+    title="clustering",
+    help="k-means of attended image features",
+    module="uss.cluster",
+    kind=Kind.WHOLE,
+    section="cluster",
+    folder=RunFolder.cluster,
+    of=_TRUNKS,
+    per_trunk=True,
+    script="train_1.sh, train_2.sh",
+    product="centres",
+    flags=(_PRETRAINED, _ATTENTION_THRESHOLD),
+    cost=Cost(
+        network=PIXEL_ATTENTION.section,
+        pixels=lambda config: config.cluster.crop**2,
+        splits=(TRAIN, VALIDATION),
+    ),
+)
+MASKS = Stage(
+    command="masks",
+    help="masks of a split, for step 2.3 and test.py; any number of processes",
+    module="refine.fill_masks",
+    kind=Kind.PER_IMAGE,
+    section="masks",
+    folder=RunFolder.masks,
+    of=SPLITS,
+    flags=(
+        Flag(
+            ("--check",),
+            "make nothing: read every stored file, name and remove the broken ones",
+            argument="check",
+            options={"action": "store_true"},
+        ),
+        _split(TRAIN),
+    ),
+)
+PSEUDO_LABELS = Stage(
+    command="pseudo-labels",
+    step="2.3",
+    title="pseudo labels",
+    help="labels from masks, at the threshold that validation masks choose (step 2.4)",
+    module="uss.pseudo_labels",
+    kind=Kind.PER_IMAGE,
+    section="pseudo_labels",
+    folder=RunFolder.pseudo_labels,
+    of=(VALIDATION, TRAIN),
+    script="train_3.sh",
+    product="pseudo labels",
+    flags=(
+        _PRETRAINED,
+        Flag(
+            ("--threshold", "-t"),
+            "fraction below which attention is background (default: the sweep's best)",
+            setting="pseudo_labels.threshold",
+            options={"type": float, "metavar": "T"},
+        ),
+        Flag(
+            ("--centroids",),
+            "cluster centres, .npy (default: this run's)",
+            argument="given_centroids",
+            options={"type": Path},
+        ),
+        Flag(
+            ("--mode",),
+            "validation: choose the threshold; train: label (default: both)",
+            argument="mode",
+            options={"default": "all", "choices": ("all", VALIDATION, TRAIN)},
+        ),
+    ),
+    cost=Cost(
+        network=PIXEL_ATTENTION.section,
+        pixels=lambda config: _photo(config.pseudo_labels.resize),
+        splits=(TRAIN, VALIDATION),
+        masks=lambda config: config.pseudo_labels.per_mask,
+    ),
+)
+FINETUNE = Stage(
+    command="finetune",
+    step="3",
+    title="segmenter",
+    help="train the segmenter on the pseudo labels",
+    module="uss.finetune",
+    kind=Kind.TRAINING,
+    section="finetune",
+    folder=lambda run: run.segmenter,
+    script="train_4.sh",
+    product="segmenter",
+    flags=(_PRETRAINED,),
+)
+PREDICT = Stage(
+    command="predict",
+    step="4",
+    title="prediction",
+    help="label a split and zip it",
+    module="uss.predict",
+    kind=Kind.PER_IMAGE,
+    section="predict",
+    folder=RunFolder.predictions,
+    of=SPLITS,
+    script="train_4.sh",
+    product="label maps",
+    flags=(_PRETRAINED, _split("auto"), _MATCH_FILE),
+    cost=Cost(
+        network=FINETUNE.section,
+        pixels=lambda config: _photo(config.predict.resize),
+        splits=(VALIDATION, "test"),
+    ),
+)
+REFINE = Stage(
+    command="test.py",
+    title="refinement",
+    help="predict a split, refine it with masks, zip it",
+    module="uss.predict_refined",
+    kind=Kind.PER_IMAGE,
+    section="refine",
+    folder=lambda result, split: ResultFolder(result).labels(split),
+    of=SPLITS,
+    script="test.py",
+    product="result.zip",
+    is_script=True,
+    cost=Cost(
+        network=FINETUNE.section,
+        pixels=lambda config: _photo(config.predict.resize),
+        splits=(VALIDATION, "test"),
+        masks=lambda config: True,
+        masks_of=("test",),  # the threshold of the pseudo labels needed those of validation
+    ),
+)
+DISTANCE_MATCHING = Stage(
+    command="distance-matching",
+    title="distance matching",
+    help="score a trunk by its nearest labelled regions",
+    module="uss.distance_matching",
+    kind=Kind.PER_IMAGE,
+    section="distance_matching",
+    flags=(_PRETRAINED, _split(VALIDATION)),
+)
+
+PIPELINE = Pipeline(
+    name="uss",
+    config=Config,
+    presets=presets.PRESET_NAMES,
+    preset=presets.preset,
+    run_folder=RunFolder,
+    default_data=DEFAULT_DATA,
+    stages=(
+        PRETRAIN,
+        PIXEL_ATTENTION,
+        CLUSTER,
+        MASKS,
+        PSEUDO_LABELS,
+        FINETUNE,
+        PREDICT,
+        REFINE,
+        DISTANCE_MATCHING,
+    ),
+    trunks=ARCHS,
+)
