@@ -26,7 +26,7 @@ from tests.helpers.document_commands import (
     is_cheap,
     spans,
 )
-from uss.__main__ import STAGES
+from uss.pipeline import PIPELINE
 
 _ONE_EPOCH = ("pretrain.epochs=1", "pixel_attention.epochs=1", "finetune.epochs=1")
 _SMALL = ("pretrain.batch_size=8", "masks.source=superpixels", "cluster.redo=1", "workers=0")
@@ -92,7 +92,7 @@ def execute(call: Invocation, place: Places) -> None:
         settings["LAUNCH"] = "mpirun -np 2 --oversubscribe" if shutil.which("mpirun") else ""
     if call.program == "uss":
         words = [sys.executable, "-m", "uss", *arguments]
-        if arguments[0] in STAGES:
+        if arguments[0] in PIPELINE.commands:
             words += ["--run", str(place.run), *_SHORT]
     elif call.program == "test.py":
         words = [sys.executable, f"{ROOT}/test.py", *arguments, "--run", str(place.run), *_SHORT]

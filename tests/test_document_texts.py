@@ -22,8 +22,9 @@ from tests.helpers.document_commands import (
     spans,
     without_fences,
 )
-from uss.__main__ import STAGES, TOOLS
+from tools.command_line import TOOLS
 from uss.config import Config
+from uss.pipeline import PIPELINE
 from uss.presets import preset
 
 __all__ = ["parsed"]
@@ -65,7 +66,7 @@ def every_flag(parsed: Parse) -> set[str]:
     needed |= {"summary": ["--data", "x", "--run", "x", "--result", "x"]}
     flags = option_strings(parsed("test.py", []).parser)
     flags |= option_strings(parsed("benchmarks", ["sam"]).parser)
-    for command in (*STAGES, *TOOLS):
+    for command in (*PIPELINE.commands, *TOOLS):
         flags |= option_strings(parsed("uss", [command, *needed.get(command, [])]).parser)
     return flags
 

@@ -34,7 +34,8 @@ from tests.helpers.document_commands import (
     parsed,
     stages_of,
 )
-from uss.__main__ import STAGES, TOOLS, config_from
+from tools.command_line import TOOLS, config_from
+from uss.pipeline import PIPELINE
 from uss.presets import PRESET_NAMES, preset
 
 __all__ = ["parsed"]
@@ -96,12 +97,12 @@ def check_arguments(program: str, arguments: list[str], parsed: Parse) -> None:
     if arguments in (["--help"], ["-h"]):
         return
     if arguments[-1] == "--help":
-        assert arguments[0] in (*STAGES, *TOOLS), arguments
+        assert arguments[0] in (*PIPELINE.commands, *TOOLS), arguments
         return
     options = parsed(program, arguments).options
     assignments = getattr(options, "set", [])
-    if program == "uss" and arguments[0] in STAGES:
-        config_from(options)
+    if program == "uss" and arguments[0] in PIPELINE.commands:
+        config_from(options, PIPELINE)
     elif assignments:
         core_config.override(preset(options.preset or "luss50"), assignments)
 

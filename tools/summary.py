@@ -1,4 +1,4 @@
-"""``python -m uss summary``: what a finished run reached, what it took, and how it looks."""
+"""``python -m NAME summary``: what a finished run reached, what it took, and how it looks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from core.data.images import load_rgb
 from core.data.label_maps import load_label
 from core.files import read_json
 from core.pipeline.folders import VALIDATION, ResultFolder
+from core.pipeline.stage import Pipeline
 from core.pipeline.times import stage_seconds
 from core.scoring.matching import apply_match, read_match
 from tools.evaluate.table import AFTER, BEFORE
@@ -21,9 +22,9 @@ _ROWS = 6
 _SHEET = "sheet.png"
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Print scores and times of ``--run`` and ``--result``, and write the picture sheet."""
-    parser = argparse.ArgumentParser(prog="python -m uss summary", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} summary", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--result", type=Path, required=True, help="dump_path of test.py")

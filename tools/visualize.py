@@ -1,4 +1,4 @@
-"""``python -m uss visualize IMAGE...``: what the networks see in any image, as PNG files.
+"""``python -m NAME visualize IMAGE...``: what the networks see in any image, as PNG files.
 
 An id has the same colour in every picture, the colours are told apart under the common
 colour-vision deficiencies as far as their number allows, and every region has its id written on it.
@@ -27,6 +27,7 @@ from core.errors import UserError
 from core.files import atomic_write, sha256_of
 from core.pictures import heat, label_colours, overlay
 from core.pipeline.folders import CHECKPOINT, RUNS, VALIDATION
+from core.pipeline.stage import Pipeline
 from core.scoring.matching import read_match
 from tools.data.check import walk_images
 from tools.submission.results import kept_match
@@ -61,9 +62,9 @@ class Names:
         return f"{'cluster' if self.match is None else 'class'} {index}"
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Paint every image in every way that was asked for; 1 where one cannot be read."""
-    options = _parser().parse_args(arguments)
+    options = _parser(pipeline).parse_args(arguments)
     images = list(_images(options.images))
     name = options.preset or Config().preset
     run = RunFolder((options.run or RUNS / name).absolute())
@@ -89,8 +90,10 @@ def main(arguments: list[str]) -> int:
     return int(bool(broken))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m uss visualize", description=__doc__)
+def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {pipeline.name} visualize", description=__doc__
+    )
     add = parser.add_argument
     add("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them")
     kinds = "what to lay over them; may be repeated (prediction)"

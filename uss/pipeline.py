@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from core.pipeline.folders import SPLITS, TRAIN, VALIDATION, ResultFolder
@@ -45,6 +46,14 @@ def _split(default: str) -> Flag:
 def _photo(resize: int) -> float:
     """Pixels of a 4:3 image whose shorter side is ``resize``."""
     return resize * resize * 4 / 3
+
+
+def _completed(config: Config, given: frozenset[str]) -> Config:
+    """Where --shallow was given without --weights, every loss weighs 1."""
+    if "pretrain.shallow" not in given or "pretrain.loss_weights" in given:
+        return config
+    weights = (1.0,) * (1 + len(config.pretrain.shallow))
+    return replace(config, pretrain=replace(config.pretrain, loss_weights=weights))
 
 
 PRETRAIN = Stage(
@@ -249,4 +258,5 @@ PIPELINE = Pipeline(
         DISTANCE_MATCHING,
     ),
     trunks=ARCHS,
+    completed=_completed,
 )

@@ -17,6 +17,7 @@ A pipeline's ``paths.py`` adds the folders of its stages::
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,9 +84,10 @@ class RunFolder:
         return name if isinstance(name, str) else None
 
     def state_pipeline(self, name: str) -> None:
-        """Note the pipeline, unless the folder has one already; makes the folder."""
+        """Note the pipeline, unless the folder has one already or cannot be written."""
         if self.stated_pipeline() is None:
-            write_json(self.record, {"pipeline": name})
+            with contextlib.suppress(OSError):
+                write_json(self.record, {"pipeline": name})
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,9 @@ class Pipeline:
     """Flags of every stage, beside --preset, --set, --data, --run and --workers."""
     trunks: tuple[str, ...] = ()
     """Trunks to choose from by --arch; () where the preset alone decides."""
+    completed: Callable[[Any, frozenset[str]], Any] = lambda config, given: config
+    """(configuration, dotted names of settings that flags gave) -> configuration in which settings
+    that follow from those are set too."""
     recipe: Callable[[str], Sequence[tuple[Stage, Any]]] = lambda preset: ()
     """Preset -> the stages that its scripts run, each with its configuration."""
     painters: Mapping[str, str] = field(default_factory=dict)
@@ -163,6 +166,11 @@ class Pipeline:
     """Configuration -> images by split as its data set was published, None where that is open."""
     commands_after_split: Callable[..., list[str]] | None = None
     """The lines of a shell that train on a data set that ``data split`` has made."""
+
+    @property
+    def commands(self) -> list[str]:
+        """The stages' commands, in order."""
+        return [stage.command for stage in self.stages if not stage.is_script]
 
     def stage(self, command: str) -> Stage:
         """The stage of a command.

@@ -17,6 +17,7 @@ from core.synthetic import imagenet_s
 from tools import summary
 from tools.evaluate.folder import evaluate
 from tools.submission.results import MATCH, keep_evaluation
+from uss.pipeline import PIPELINE
 
 
 def test_times_of_a_resumed_stage_are_added_up(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_scores_times_and_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[st
     run.mkdir()
     (run / "times.jsonl").write_text('{"stage": "pretrain resnet50", "seconds": 3}\n')
     arguments = ["--data", str(data), "--run", str(run), "--result", str(result)]
-    assert summary.main(arguments) == 0
+    assert summary.main(arguments, PIPELINE) == 0
     printed = capsys.readouterr().out
     assert "after refinement: 100.00 %" in printed
     assert "pretrain resnet50" in printed

@@ -1,4 +1,4 @@
-"""``python -m uss data check|demo|split``: one's own images as a data set.
+"""``python -m NAME data check|demo|split``: one's own images as a data set.
 
 ``check`` names what is wrong with a folder of images, ``split`` makes a data set of any folder of
 images without labels, ``demo`` generates the data set of ``make demo``.
@@ -27,6 +27,7 @@ from core.data.label_maps import IGNORE, require_class_count
 from core.errors import UserError
 from core.files import write_json
 from core.pipeline.folders import RUNS
+from core.pipeline.stage import Pipeline
 from core.synthetic import imagenet_s
 from core.text import named
 from tools.data import check
@@ -54,9 +55,9 @@ class Split:
         return sum(name.startswith(f"{split}/") for name in self.files)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Run ``check``, ``demo`` or ``split``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m uss data", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_check(commands.add_parser("check", help="name what is wrong with a folder of images"))
     _add_split(commands.add_parser("split", help="make a data set of a folder of images"))

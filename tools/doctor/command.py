@@ -1,4 +1,4 @@
-"""``python -m uss doctor``: is this machine, and this data set, fit for a preset?
+"""``python -m NAME doctor``: is this machine, and this data set, fit for a preset?
 
 Prints what was looked at and, for what is wrong, the command that mends it; exit code 1 where
 something must be mended first. ``--estimate`` measures for half a minute and says how long each
@@ -19,6 +19,7 @@ from core import config as core_config
 from core import log, runtime
 from core.memory import machine_bytes
 from core.pipeline.folders import RUNS
+from core.pipeline.stage import Pipeline
 from tools.doctor import checks as checks
 from tools.doctor import data as doctor_data
 from tools.doctor import estimate, gpu
@@ -32,9 +33,9 @@ _MARKS = {"ok": "ok  ", WARN: "note", FAIL: "FAIL"}
 _UNKNOWN_COUNTS = Counts(1000, 100, 100)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Check, perhaps estimate, print; 1 where a check failed."""
-    options = _parser().parse_args(arguments)
+    options = _parser(pipeline).parse_args(arguments)
     config = core_config.override(preset(options.preset), options.set)
     found = []
     for check in _checks(options, config):
@@ -67,8 +68,8 @@ def main(arguments: list[str]) -> int:
     return int(bool(failed))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m uss doctor", description=__doc__)
+def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} doctor", description=__doc__)
     add = parser.add_argument
     given = os.environ.get("PRESET", Config().preset)
     add("--preset", default=given, choices=sorted(PRESETS), help="what is to run (%(default)s)")

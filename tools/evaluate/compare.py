@@ -1,6 +1,6 @@
 """What a change did to a folder of predictions, class by class and image by image.
 
-``python -m uss evaluate --predictions AFTER --compare BEFORE``: both under one match, so that each
+``python -m NAME evaluate --predictions AFTER --compare BEFORE``: both under one match, so that each
 gain is one of the label maps and not of the names of their clusters.
 """
 

@@ -1,4 +1,4 @@
-"""``python -m uss report RUN``: one page about a run, ``report.html``, to be opened anywhere."""
+"""``python -m NAME report RUN``: one page about a run, ``report.html``, to be opened anywhere."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from core import log
 from core.errors import UserError
 from core.files import atomic_write
+from core.pipeline.stage import Pipeline
 from tools.report.run_files import STAGE, Request
 from uss.paths import DEFAULT_DATA
 
@@ -15,13 +16,13 @@ _IMAGES = 200
 _PAGE = "report.html"
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Write the page; returns the exit code."""
     # Their libraries take a second to load, which --help does not need.
     from tools.report.collect import collect
     from tools.report.page import render
 
-    options = _parser().parse_args(arguments)
+    options = _parser(pipeline).parse_args(arguments)
     if options.images < 0:
         raise UserError(f"--images {options.images}: give 0 or more")
     request = Request(options.run, options.data, options.result, options.mode, options.num_classes)
@@ -40,8 +41,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m uss report", description=__doc__)
+def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} report", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, help="run folder of train_1..4.sh and test.py")
     add("--data", type=Path, help=f"data set folder (what the run notes, or {DEFAULT_DATA})")

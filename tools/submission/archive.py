@@ -20,22 +20,20 @@ from pathlib import Path
 import numpy as np
 
 from core import log
-from core.data.imagenet_s import ImageItem, class_count, list_images, split_folder
+from core.data.imagenet_s import ImageItem
 from core.data.images import image_size
 from core.data.label_maps import load_label, png_of_label
 from core.errors import UserError
 from core.files import atomic_write
-from core.scoring.matching import apply_match, identity_match, match_text, read_match
+from core.scoring.matching import apply_match, identity_match, match_text
 from core.text import named
-from tools.submission.check import MATCH_NAME, METHOD_NAME, check_zip, inspect_zip
-
-__all__ = ["Method", "add_method_arguments", "build_zip", "check_zip", "main", "method_from"]
+from tools.submission.check import MATCH_NAME, METHOD_NAME
 
 STAGE = "submission"
 EXIT_PROBLEMS = 1
 # The earliest time a zip file can state: the same content gives the same bytes.
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)
-_SHOWN_PROBLEMS = 50
+SHOWN_PROBLEMS = 50
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,8 @@ def build_zip(
     folder = Path(prediction_dir)
     substitutes = substitutes or {}
     keys = sorted(item.key for item in items)
-    missing = [key for key in keys if key not in substitutes and not _path(folder, key).is_file()]
+    paths = {key: folder / f"{key}.png" for key in keys}
+    missing = [key for key in keys if key not in substitutes and not paths[key].is_file()]
     if missing:
         raise UserError(
             f"no archive was made: {len(missing)} of {len(items)} predictions are missing in "
@@ -124,7 +123,7 @@ def build_zip(
     listed = identity_match(len(match) - 1) if matched and match else match
     with atomic_write(zip_path, sync=True) as file, zipfile.ZipFile(file, "w") as archive:
         for key in log.progress(keys, STAGE):
-            path = _path(folder, key)
+            path = paths[key]
             if key in substitutes:
                 data = substitutes[key]
             else:
@@ -155,10 +154,6 @@ def empty_prediction(image: Path) -> bytes:
     return png_of_label(np.zeros(size_hw, np.uint8))
 
 
-def _path(folder: Path, key: str) -> Path:
-    return folder / f"{key}.png"
-
-
 def _matched_png(path: Path, match: dict[int, int]) -> bytes:
     label = load_label(path)
     try:
@@ -173,75 +168,3 @@ def _write(archive: zipfile.ZipFile, name: str, data: bytes, method: int) -> Non
     entry.external_attr = (stat.S_IFREG | 0o644) << 16
     entry.compress_type = method
     archive.writestr(entry, data)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Arguments of ``python -m uss submission``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m uss submission", description="Build or check the archive to hand in."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="list what is wrong with an archive")
-    check.add_argument("archive", type=Path)
-    build = commands.add_parser("build", help="make an archive of finished predictions")
-    build.add_argument("predictions", type=Path, help="folder of <key>.png")
-    build.add_argument("archive", type=Path)
-    build.add_argument("--match-file", type=Path, required=True, help="cluster to class")
-    missing = "fill missing predictions with background, and say so in method.txt"
-    build.add_argument("--allow-missing", action="store_true", help=missing)
-    add_method_arguments(build)
-    build.add_argument("--network", default=Method.network, help="networks")
-    for command in (check, build):
-        command.add_argument("--data_path", type=Path, required=True, help="data set folder")
-        command.add_argument("--mode", required=True, help="split that the archive covers")
-        command.add_argument(
-            "-c", "--num-classes", type=int, help="classes (default: class folders)"
-        )
-        ids = command.add_mutually_exclusive_group()
-        ids.add_argument(
-            "--unmatched", action="store_true", help="ids inside are cluster ids (build: default)"
-        )
-        ids.add_argument("--matched", action="store_true", help="ids inside are class ids")
-    return parser
-
-
-def main(arguments: list[str]) -> int:
-    """Run on the command line's arguments; returns the exit code, 1 where ``check`` found
-    problems.
-    """
-    args = build_parser().parse_args(arguments)
-    num_classes = class_count(args.data_path, args.mode, args.num_classes)
-    if args.command == "build":
-        return _build(args, num_classes)
-    return _check(args, num_classes)
-
-
-def _build(args: argparse.Namespace, num_classes: int) -> int:
-    items = list_images(split_folder(args.data_path, args.mode))
-    method = method_from(args, args.network)
-    substitutes = {}
-    if args.allow_missing:
-        missing = [item for item in items if not _path(args.predictions, item.key).is_file()]
-        substitutes = {item.key: empty_prediction(item.path) for item in missing}
-    if substitutes:
-        note = f"{len(substitutes)} of {len(items)} predictions are empty ones"
-        log.warn(STAGE, f"{note}: {named(list(substitutes))}")
-        method = method.with_notes(note)
-    match = read_match(args.match_file, num_classes)
-    build_zip(args.predictions, items, args.archive, match, method, args.matched, substitutes)
-    return 0
-
-
-def _check(args: argparse.Namespace, num_classes: int) -> int:
-    expected = "matched" if args.matched else "unmatched" if args.unmatched else None
-    report = inspect_zip(args.archive, args.data_path, args.mode, num_classes, expected)
-    if report.match is not None and not report.problems:
-        print(f"{args.archive}: {report.summary()}")
-        print(f"no problems; {describe_ids(report.match)}")
-        return 0
-    print(f"{args.archive}: {report.summary()}; {len(report.problems)} problems")
-    for problem in report.problems[:_SHOWN_PROBLEMS]:
-        print(f"  {problem}")
-    if len(report.problems) > _SHOWN_PROBLEMS:
-        print(f"  ... and {len(report.problems) - _SHOWN_PROBLEMS} more")
-    return EXIT_PROBLEMS

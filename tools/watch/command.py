@@ -1,4 +1,4 @@
-"""``python -m uss watch RUN``: how far a run is, while it runs, from any terminal or machine that
+"""``python -m NAME watch RUN``: how far a run is, while it runs, from any terminal or machine that
 sees its folder.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from core.errors import UserError
+from core.pipeline.stage import Pipeline
 from core.text import duration
 from tools.watch.serve import serve
 from tools.watch.state import FINISHED, RUNNING, STOPPED, RunState, StageState
@@ -24,9 +25,9 @@ _BAR = 10
 _READING_SHARE = 0.1
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Show the state of ``RUN`` until Ctrl-C, or once."""
-    options = _parser().parse_args(arguments)
+    options = _parser(pipeline).parse_args(arguments)
     if not options.run.is_dir():
         raise UserError(f"{options.run} is not a folder; name the run folder (runs/PRESET)")
     if not 0 < options.interval < math.inf:
@@ -47,8 +48,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m uss watch", description=__doc__)
+def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} watch", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, help="run folder of train_1..4.sh and test.py")
     add("--data", type=Path, help="data set, for totals (where the run's records name it)")
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report_arguments(options: argparse.Namespace) -> list[str]:
-    """What ``python -m uss report`` is told beside the run."""
+    """What ``python -m NAME report`` is told beside the run."""
     named = (("--data", options.data), ("--result", options.result))
     return [part for flag, path in named if path for part in (flag, str(path.absolute()))]
 

@@ -1,7 +1,7 @@
-"""``python -m uss watch RUN --serve``: the live state and the report, in a browser here.
+"""``python -m NAME watch RUN --serve``: the live state and the report, in a browser here.
 
 ``/`` shows what the terminal shows and loads itself anew; ``/report.html`` is the page of
-``python -m uss report``, made when it is asked for and older than the run's last change.
+``python -m NAME report``, made when it is asked for and older than the run's last change.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def serve(
         show: (run, stages) -> the text of the page.
         port: 0 takes any free one; the address is printed.
         interval: seconds after which the page loads itself anew.
-        report_arguments: further arguments of ``python -m uss report``.
+        report_arguments: further arguments of ``python -m NAME report``.
 
     Raises:
         UserError: the port is taken.

@@ -33,6 +33,7 @@ from tools.report.page import points, render
 from tools.report.refinement import RefinementFacts
 from tools.report.run_files import Request, Sources, find
 from tools.submission.results import evaluation_path
+from uss.pipeline import PIPELINE
 
 
 class Page(HTMLParser):
@@ -413,7 +414,7 @@ def test_what_cannot_be_done_is_one_line(
     arguments: list[str], message: str, finished: SmallRun
 ) -> None:
     with pytest.raises(UserError, match=message):
-        command.main([argument.format(run=finished.root) for argument in arguments])
+        command.main([argument.format(run=finished.root) for argument in arguments], PIPELINE)
 
 
 def test_attention_maps_are_drawn_on_request(own: SmallRun, attention_checkpoint: Path) -> None:

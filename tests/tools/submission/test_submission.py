@@ -19,7 +19,8 @@ from core.data.label_maps import load_label, png_of_label, save_label
 from core.errors import UserError
 from core.scoring.matching import match_text, read_match
 from tests.conftest import ROOT
-from tools.submission.archive import Method, build_zip, check_zip
+from tools.submission.archive import Method, build_zip
+from tools.submission.check import check_zip
 from uss.__main__ import main
 
 CLASSES = 3

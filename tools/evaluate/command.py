@@ -1,0 +1,137 @@
+"""``python -m NAME evaluate --data D --predictions P --mode validation -c 50`` prints a table;
+``--curve`` prints mIoU for a range of thresholds over the level maps beside the predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from core.data.imagenet_s import (
+    class_count,
+    class_names,
+)
+from core.errors import UserError
+from core.files import write_json
+from core.pipeline.stage import Pipeline
+from core.scoring.matching import read_match, write_match
+from core.scoring.threshold_curve import (
+    hundredths,
+)
+from tools.evaluate.folder import evaluate, threshold_curve
+from tools.evaluate.table import (
+    best_point,
+    curve_dict,
+    format_curve,
+    format_result,
+)
+
+
+def build_parser(pipeline: Pipeline) -> argparse.ArgumentParser:
+    """Arguments of evaluate."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {pipeline.name} evaluate",
+        description="Score predictions against a split's masks.",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="data set folder")
+    parser.add_argument("--predictions", type=Path, required=True, help="folder of <key>.png")
+    parser.add_argument("--mode", default="validation", help="split with masks (validation)")
+    parser.add_argument("-c", "--num-classes", type=int, help="classes (default: class folders)")
+    parser.add_argument(
+        "--match-file", "--match_file", type=Path, help="match to use (default: find the best)"
+    )
+    parser.add_argument("--write-match", type=Path, help="write the match that was used there")
+    parser.add_argument("--output", type=Path, help="write the result there, as JSON")
+    parser.add_argument("--no-boundary", action="store_true", help="skip boundary IoU")
+    parser.add_argument("--classes", action="store_true", help="also list every class")
+    parser.add_argument(
+        "--curve",
+        action="store_true",
+        help="mIoU by background threshold, from unthresholded labels",
+    )
+    parser.add_argument("--min", type=int, default=0, help="lowest threshold, hundredths (0)")
+    parser.add_argument("--max", type=int, default=80, help="highest threshold, hundredths (80)")
+    parser.add_argument(
+        "--threshold", type=float, help="level, a fraction, below which pixels are background"
+    )
+    compare = "folder of earlier predictions: also print what became better and worse"
+    parser.add_argument("--compare", type=Path, metavar="BEFORE", help=compare)
+    parser.add_argument("--workers", type=int, help="processes (default: what pays)")
+    return parser
+
+
+def main(arguments: list[str], pipeline: Pipeline) -> int:
+    """Run on the command line's arguments; returns the exit code."""
+    args = build_parser(pipeline).parse_args(arguments)
+    num_classes = class_count(args.data, args.mode, args.num_classes)
+    if args.curve:
+        return _main_curve(args, num_classes)
+    match = read_match(args.match_file, num_classes) if args.match_file else None
+    if args.compare:
+        return _main_compare(args, num_classes, match)
+    result = evaluate(
+        args.predictions,
+        args.data,
+        args.mode,
+        num_classes,
+        match,
+        boundary=not args.no_boundary,
+        result_path=args.output,
+        workers=args.workers,
+        threshold=args.threshold,
+    )
+    if args.write_match:
+        write_match(args.write_match, result.match)
+    print(format_result(result, _class_labels(args, num_classes) if args.classes else None))
+    return 0
+
+
+def _main_compare(args: argparse.Namespace, num_classes: int, match: dict[int, int] | None) -> int:
+    from tools.evaluate.compare import compare, format_comparison
+
+    if args.threshold is not None:
+        raise UserError("--compare takes finished label maps; leave --threshold out")
+    found = compare(
+        args.compare,
+        args.predictions,
+        args.data,
+        args.mode,
+        num_classes,
+        match,
+        boundary=not args.no_boundary,
+        workers=args.workers,
+    )
+    if args.write_match:
+        write_match(args.write_match, found.match)
+    if args.output:
+        write_json(args.output, found.to_dict())
+    print(format_comparison(found, _class_labels(args, num_classes)))
+    return 0
+
+
+def _main_curve(args: argparse.Namespace, num_classes: int) -> int:
+    if args.match_file or args.threshold is not None:
+        raise UserError(
+            "--curve tries every threshold and finds a match for each; leave --match-file and "
+            "--threshold out"
+        )
+    if args.min > args.max:
+        raise UserError(f"--min {args.min} is above --max {args.max}; both are hundredths")
+    thresholds = hundredths(args.min, args.max)
+    points = threshold_curve(
+        args.predictions, args.data, args.mode, num_classes, thresholds, workers=args.workers
+    )
+    best = best_point(points)
+    if args.write_match:
+        write_match(args.write_match, best.match)
+    if args.output:
+        write_json(args.output, curve_dict(points))
+    print(format_curve(points))
+    return 0
+
+
+def _class_labels(args: argparse.Namespace, num_classes: int) -> list[str]:
+    names = class_names(args.data, args.mode)
+    if len(names) != num_classes:
+        return [f"class {index}" for index in range(1, num_classes + 1)]
+    return names
