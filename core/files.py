@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -86,6 +87,16 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
             value = json.loads(line)
             if isinstance(value, dict):
                 yield value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any) -> float | None:
+    """A value of a JSON file as a float; None where it is no finite number."""
+    return float(value) if is_number(value) else None
 
 
 def flat_name(key: str) -> str:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Words and numbers for people."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def named(keys: Sequence[str] | Mapping[str, str]) -> str:
     """The first keys, comma separated, and how many more there are."""
     first = ", ".join(list(keys)[:_NAMED])
     return first if len(keys) <= _NAMED else f"{first} and {len(keys) - _NAMED} more"
+
+
+def trunk_name(name: str) -> str:
+    """Name of a network's trunk for people: "ResNet50" of "resnet50"."""
+    return name.replace("resnet", "ResNet")

@@ -1,8 +1,8 @@
-"""Attention maps for the gallery, from the pixel-attention network of a run."""
+"""Attention maps of images, from the pixel-attention network of a run, for people to look at."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,30 @@ from core.pipeline.folders import CHECKPOINT
 from tools.report.run_files import setting
 from uss.config import ARCHS, PseudoLabels
 from uss.networks import load_pixel_attention, mean_attention
-from uss.paths import RunFolder
+from uss.paths import RunFolder, pixel_attention_input
 
 
 class AttentionMaps:
     """Mean attention of images, by the network that the pseudo labels were made with.
 
+    Args:
+        run: the run folder; a checkpoint that the user named for it comes first.
+        settings: configuration as a nested dict, {} where it is not known.
+        arch: trunk; None: that of the pseudo labels, else the one that there is.
+
     Raises:
         UserError: the run has no checkpoint of step 2.1.
     """
 
-    def __init__(self, run: RunFolder, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, run: RunFolder, settings: Mapping[str, Any], arch: str | None = None
+    ) -> None:
+        self._resize = setting(settings, "pseudo_labels.resize", PseudoLabels.resize)
+        self._square = setting(settings, "pseudo_labels.square", PseudoLabels.square)
+        if arch is not None:
+            self.checkpoint = pixel_attention_input(run, arch)
+            self._model = load_pixel_attention(self.checkpoint, arch)
+            return
         asked = json_or_empty(run.threshold).get("arch")
         archs = [asked] if asked in ARCHS else list(ARCHS)
         found = [arch for arch in archs if (run.pixel_attention(arch) / CHECKPOINT).is_file()]
@@ -33,10 +46,8 @@ class AttentionMaps:
                 f"--attention needs the pixel-attention network, but {place} is missing; make it "
                 "with train_2.sh or leave --attention out"
             )
-        self.checkpoint: Path = run.pixel_attention(found[0]) / CHECKPOINT
+        self.checkpoint = run.pixel_attention(found[0]) / CHECKPOINT
         self._model = load_pixel_attention(self.checkpoint, found[0])
-        self._resize = setting(settings, "pseudo_labels.resize", PseudoLabels.resize)
-        self._square = setting(settings, "pseudo_labels.square", PseudoLabels.square)
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """(h, w) float32 in 0..1: attention of a uint8 RGB image (H, W, 3), averaged over

@@ -259,4 +259,6 @@ PIPELINE = Pipeline(
     ),
     trunks=ARCHS,
     completed=_completed,
+    maps={"attention": "uss.attention_maps:AttentionMaps"},
+    report_extras="uss.pseudo_labels:report_extras",
 )

@@ -9,6 +9,7 @@ the pipeline looks at ground truth, and it looks at masks of the validation spli
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from core.data.imagenet_s import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
 from core.data.label_maps import png_of_label
 from core.errors import UserError
-from core.files import read_json, sha256_of, write_json
+from core.files import is_number, json_or_empty, number, read_json, sha256_of, write_json
 from core.scoring.threshold_curve import hundredths, require_fraction
 from core.text import named
 from core.work.worklist import Worklist
 from refine.mask_sources import ImageMasks, MaskSource, mask_source
 from tools.evaluate.folder import ARCHIVE_SUFFIX, labelled_images, threshold_curve
 from tools.evaluate.table import best_point, curve_dict
+from tools.report.extras import Extras, LabelOrigin, ThresholdChoice
+from tools.report.run_files import setting
+from tools.submission.results import chosen_by_masks, label_support
 from uss import paths
 from uss.config import Config
 from uss.config import PseudoLabels as Settings
@@ -297,3 +301,43 @@ def _level_archive(levelled: LevelledLabel) -> bytes:
         file, label=levelled.label.astype(np.uint16), hundredths=steps.astype(np.uint8)
     )
     return file.getvalue()
+
+
+# For the report ---------------------------------------------------------------------------------
+
+
+def report_extras(run: RunFolder, settings: Mapping[str, Any]) -> Extras:
+    """What the report says about the pseudo labels of a run.
+
+    Args:
+        settings: of the segmenter, a nested dict; {} where the run has no segmenter of its own.
+    """
+    source = setting(settings, "masks.source")
+    per_mask = setting(settings, "pseudo_labels.per_mask", True)
+    if source is None:
+        words = "not known; the run keeps no settings of a segmenter of its own"
+    else:
+        words = label_support(source if per_mask else None)
+    decided = chosen_by_masks(run.threshold if settings else None, None)
+    origin = LabelOrigin(f"Pseudo labels: {words}.", source if per_mask else "none", decided)
+    return Extras(origin, threshold_choice(run))
+
+
+def threshold_choice(run: RunFolder) -> ThresholdChoice | None:
+    """The threshold that the pseudo labels took; None where it is not known."""
+    content = json_or_empty(run.threshold)
+    threshold = number(content.get("threshold"))
+    if threshold is None:
+        return None
+    curve = [
+        (float(point[0]), float(point[1]))
+        for point in content.get("curve", [])
+        if isinstance(point, list) and len(point) == 2 and all(map(is_number, point))
+    ]
+    return ThresholdChoice(
+        threshold,
+        number(content.get("miou")),
+        str(content.get("chosen_by", "an unknown rule")),
+        curve,
+        meaning="Pixels whose attention is below the threshold become background.",
+    )

@@ -156,12 +156,13 @@ class Pipeline:
     that follow from those are set too."""
     recipe: Callable[[str], Sequence[tuple[Stage, Any]]] = lambda preset: ()
     """Preset -> the stages that its scripts run, each with its configuration."""
-    painters: Mapping[str, str] = field(default_factory=dict)
-    """What ``visualize --show`` offers beside masks: name -> ``module:function``, see
-    ``tools.visualize``."""
-    report_sections: str = ""
-    """``module:function`` of what the report shows beyond every pipeline's, see
-    ``tools.report.collect``."""
+    maps: Mapping[str, str] = field(default_factory=dict)
+    """Maps of an image that a network of the pipeline gives, such as attention: name ->
+    ``module:function`` of (run folder, settings as nested dict, trunk or None) -> function of a
+    uint8 RGB image (H, W, 3) that returns float32 (h, w). The report draws them, and
+    ``visualize``."""
+    report_extras: str = ""
+    """``module:function`` of what the report says about the labels, see ``tools.report.extras``."""
     published_counts: Callable[[Any], Mapping[str, int] | None] = lambda config: None
     """Configuration -> images by split as its data set was published, None where that is open."""
     commands_after_split: Callable[..., list[str]] | None = None
@@ -171,6 +172,11 @@ class Pipeline:
     def commands(self) -> list[str]:
         """The stages' commands, in order."""
         return [stage.command for stage in self.stages if not stage.is_script]
+
+    @property
+    def scripts(self) -> list[Stage]:
+        """The stages that are scripts of their own."""
+        return [stage for stage in self.stages if stage.is_script]
 
     def stage(self, command: str) -> Stage:
         """The stage of a command.

@@ -5,23 +5,25 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from core.data.imagenet_s import ImageItem, class_names, list_images
 from core.data.label_maps import require_class_count
+from core.errors import UserError
 from core.files import json_or_empty
 from core.pipeline.folders import ResultFolder
+from core.pipeline.stage import Pipeline, hook
 from core.scoring.metrics import Scores
 from core.text import named
 from tools.report import gallery
 from tools.report.curves import (
-    ThresholdChoice,
     TrainingCurve,
-    threshold_choice,
     times,
     training_curves,
 )
+from tools.report.extras import Extras, LabelOrigin, ThresholdChoice
 from tools.report.label_scores import (
     Judgement,
     Look,
@@ -36,7 +38,6 @@ from tools.report.provenance import Fact, Protocol, method_text, protocol, prove
 from tools.report.refinement import RefinementFacts, StoredMasks, refinement_facts
 from tools.report.run_files import Request, Sources, find, names_of_classes, setting
 from tools.submission.results import MATCH
-from uss.attention_maps import AttentionMaps
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Content:
     gallery: list[gallery.Picture] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # key -> reason
     refined: bool = False  # there are label maps before refinement
+    further_maps: str | None = None  # name of an option that draws more maps
 
     def has(self, picture: str) -> bool:
         """Whether any image of the gallery has a picture of this name."""
@@ -81,37 +83,60 @@ class Content:
 
 
 def collect(
-    request: Request, limit: int, attention: bool = False, workers: int | None = None
+    request: Request,
+    pipeline: Pipeline,
+    limit: int,
+    maps: str | None = None,
+    workers: int | None = None,
 ) -> Content:
     """Read a run and its results.
 
     Args:
         limit: images of the gallery.
-        attention: draw attention maps, with Jittor.
+        pipeline: whose stages are looked for, where the run states none itself.
+        maps: name of the maps (of ``pipeline.maps``) to draw with Jittor; None: none.
         workers: processes that read label maps; None: what pays.
 
     Raises:
         UserError: a folder or a checkpoint that was asked for is missing.
     """
-    sources = find(request)
-    maps = AttentionMaps(sources.run, sources.settings) if attention else None
+    sources = find(request, pipeline)
+    pipeline = sources.pipeline
+    drawn = _open_maps(sources, maps) if maps else None
+    extras = _extras(sources)
     results = _read_results(sources, request, workers)
     refinement = results.refinement if results else RefinementFacts({}, {}, 0)
     content = Content(
         title=sources.run.root.name,
         made=time.strftime("%Y-%m-%d %H:%M"),
-        protocol=protocol(sources, refinement),
+        protocol=protocol(sources, refinement, extras.origin),
         provenance=provenance(sources, refinement),
         notes=sources.notes,
         method=method_text(sources),
-        curves=training_curves(sources.run),
-        threshold=threshold_choice(sources.run),
+        curves=training_curves(sources.run, pipeline),
+        threshold=extras.threshold,
         times=times(sources.run),
+        further_maps=next(iter(pipeline.maps), None),
     )
     if results is not None:
         _add_results(content, sources, results)
-        _add_gallery(content, sources, results, limit, maps)
+        _add_gallery(content, sources, results, limit, drawn)
     return content
+
+
+def _extras(sources: Sources) -> Extras:
+    """What the pipeline says about the labels that the segmenter learnt from."""
+    reference = sources.pipeline.report_extras
+    if not reference:
+        return Extras(LabelOrigin("Labels: the pipeline says nothing about them.", None))
+    return hook(reference)(sources.run, sources.settings)
+
+
+def _open_maps(sources: Sources, name: str) -> Any:
+    """What draws the maps of this name; see ``core.pipeline.stage.Pipeline.maps``."""
+    if name not in sources.pipeline.maps:
+        raise UserError(f"--{name}: runs of {sources.pipeline.name} have no such maps")
+    return hook(sources.pipeline.maps[name])(sources.run, sources.settings)
 
 
 @dataclass(frozen=True)
@@ -226,7 +251,7 @@ def _add_gallery(
     sources: Sources,
     results: _Results,
     limit: int,
-    maps: AttentionMaps | None,
+    maps: Any,
 ) -> None:
     assert sources.split is not None
     fingerprint = results.refinement.settings.get("masks")

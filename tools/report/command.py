@@ -10,7 +10,6 @@ from core.errors import UserError
 from core.files import atomic_write
 from core.pipeline.stage import Pipeline
 from tools.report.run_files import STAGE, Request
-from uss.paths import DEFAULT_DATA
 
 _IMAGES = 200
 _PAGE = "report.html"
@@ -26,7 +25,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
     if options.images < 0:
         raise UserError(f"--images {options.images}: give 0 or more")
     request = Request(options.run, options.data, options.result, options.mode, options.num_classes)
-    content = collect(request, options.images, options.attention, options.workers)
+    content = collect(request, pipeline, options.images, options.maps, options.workers)
     path = options.output or options.run / _PAGE
     page = render(content)
     try:
@@ -45,12 +44,16 @@ def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} report", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, help="run folder of train_1..4.sh and test.py")
-    add("--data", type=Path, help=f"data set folder (what the run notes, or {DEFAULT_DATA})")
+    data = f"data set folder (what the run notes, or {pipeline.default_data})"
+    add("--data", type=Path, help=data)
     result = "dump_path of test.py (RUN/result or ./result, where it is of this run)"
     add("--result", type=Path, help=result)
     add("--mode", help="split whose label maps are shown (validation where there is one)")
     add("--images", type=int, default=_IMAGES, metavar="N", help=f"of the gallery ({_IMAGES})")
-    add("--attention", action="store_true", help="also draw attention maps (needs step 2.1)")
+    for name in pipeline.maps:
+        maps = f"also draw {name} maps (needs their network)"
+        add(f"--{name}", dest="maps", action="store_const", const=name, help=maps)
+    parser.set_defaults(maps=None)
     add("-c", "--num-classes", type=int, help="classes (default: those of the match)")
     add("--output", type=Path, metavar="FILE", help=f"the page (RUN/{_PAGE})")
     add("--workers", type=int, help="processes that read label maps (default: what pays)")

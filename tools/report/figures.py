@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tools.report.collect import ClassRow, Content
-from tools.report.curves import ThresholdChoice, TrainingCurve
+from tools.report.curves import TrainingCurve
+from tools.report.extras import ThresholdChoice
 
 # A blue and a vermilion that are legible on white and on black; a hatch tells them apart too.
 BEFORE, AFTER = "#2b8cc9", "#d55e00"
@@ -81,7 +82,7 @@ def training_chart(index: int, curve: TrainingCurve) -> Chart:
 
 
 def threshold_chart(choice: ThresholdChoice) -> Chart:
-    """mIoU of the pseudo labels over the background threshold, the chosen one marked."""
+    """mIoU over the background threshold, the chosen one marked."""
     figure = go.Figure()
     figure.add_trace(
         go.Scatter(
@@ -109,7 +110,7 @@ def threshold_chart(choice: ThresholdChoice) -> Chart:
     figure.update_layout(xaxis_title="background threshold", yaxis_title="mIoU, %")
     figure.update_yaxes(range=[0, 1.18 * top])
     _finish(figure, 320)
-    alt = f"{choice.threshold:.2f} gives the best mIoU of the pseudo labels, {best:.2f} %"
+    alt = f"{choice.threshold:.2f} gives the best mIoU of the {choice.of}, {best:.2f} %"
     return Chart("threshold", "Threshold curve", alt, figure)
 
 

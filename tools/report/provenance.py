@@ -8,10 +8,11 @@ from typing import Any
 
 from core.files import json_or_empty
 from core.pipeline.folders import ResultFolder
+from tools.report.extras import LabelOrigin
 from tools.report.refinement import RefinementFacts
 from tools.report.run_files import Sources, setting, short
 from tools.submission.check import BROKEN_ZIP, METHOD_NAME
-from tools.submission.results import ORIGIN, chosen_by_masks, label_support
+from tools.submission.results import ORIGIN, chosen_by_masks
 
 _METHOD_BYTES = 1 << 16
 
@@ -40,17 +41,17 @@ def mask_words(fingerprint: Any) -> str:
     return f"SAM ({model}, sha256 {short(digest)})" if model else "superpixels, not SAM"
 
 
-def protocol(sources: Sources, refinement: RefinementFacts) -> Protocol:
+def protocol(sources: Sources, refinement: RefinementFacts, origin: LabelOrigin) -> Protocol:
     """Fully unsupervised, or with SAM, told from the settings of the stages."""
-    facts = [_about_labels(sources), _about_refinement(sources, refinement)]
+    facts = [origin.words, _about_refinement(sources, refinement)]
     folder = sources.result or sources.after
-    origin = json_or_empty(folder / ORIGIN).get("split") if folder else None
-    own = sources.checkpoint_sha256 is not None
-    chosen = chosen_by_masks(sources.run.threshold if own else None, origin)
+    matched = json_or_empty(folder / ORIGIN).get("split") if folder else None
+    decided = [origin.ground_truth, chosen_by_masks(None, matched)]
+    chosen = "; ".join(filter(None, decided))
     facts.append(
         f"Ground truth: {chosen}." if chosen else "Ground truth: no record of a use of masks."
     )
-    used = _sam_at(sources, refinement)
+    used = (origin.masks, _masks_of_refinement(sources, refinement))
     if any(use == "sam" for use in used):
         head = "With SAM, which was trained on masks that people made: not fully unsupervised"
     elif any(use is None for use in used):
@@ -95,25 +96,14 @@ def method_text(sources: Sources) -> str:
         return ""
 
 
-def _sam_at(sources: Sources, refinement: RefinementFacts) -> list[str | None]:
-    """What masks the pseudo labels and the refinement used: "sam", another, or None: unknown."""
-    per_mask = setting(sources.settings, "pseudo_labels.per_mask", True)
-    training = setting(sources.settings, "masks.source") if per_mask else "none"
+def _masks_of_refinement(sources: Sources, refinement: RefinementFacts) -> str | None:
+    """What masks the refinement used: "sam", another source, "none", or None: not known."""
     if sources.before is None:
-        return [training, "none"]
+        return "none"
     if "masks" in refinement.settings:
         is_sam = setting(refinement.settings, "masks.weights.model") is not None
-        return [training, "sam" if is_sam else "superpixels"]
-    return [training, setting(sources.settings, "masks.source")]
-
-
-def _about_labels(sources: Sources) -> str:
-    source = setting(sources.settings, "masks.source")
-    if source is None:
-        return "Pseudo labels: not known; the run keeps no settings of a segmenter of its own."
-    if not setting(sources.settings, "pseudo_labels.per_mask", True):
-        source = None
-    return f"Pseudo labels: {label_support(source)}."
+        return "sam" if is_sam else "superpixels"
+    return setting(sources.settings, "masks.source")
 
 
 def _about_refinement(sources: Sources, refinement: RefinementFacts) -> str:

@@ -10,11 +10,11 @@ from core import log
 from core.data.imagenet_s import class_names
 from core.errors import UserError
 from core.files import json_or_empty, sha256_of
-from core.pipeline.folders import CHECKPOINT, CONFIG, UNREFINED, VALIDATION, ResultFolder
+from core.pipeline.folders import CHECKPOINT, CONFIG, UNREFINED, VALIDATION, ResultFolder, RunFolder
+from core.pipeline.inputs import noted_data
+from core.pipeline.stage import Pipeline, pipeline_of
 from core.work.ledger import LEDGER_FOLDER, SETTINGS_FILE
 from tools.submission.results import ORIGIN, has_masks
-from tools.watch.state import noted_data
-from uss.paths import DEFAULT_DATA, RunFolder
 
 STAGE = "report"
 _PREFERRED = (VALIDATION, "test", "testB")
@@ -35,7 +35,8 @@ class Request:
 class Sources:
     """Where everything lies; None for what is not there, and ``notes`` that say so."""
 
-    run: RunFolder
+    run: Any  # run folder of the pipeline
+    pipeline: Pipeline
     settings: dict[str, Any]  # of the segmenter, {} where not known
     checkpoint_sha256: str | None  # of the run's own segmenter
     data: Path | None = None
@@ -58,7 +59,7 @@ class Sources:
         return bool(self.images and has_masks(self.images.parent, self.images.name))
 
 
-def find(request: Request) -> Sources:
+def find(request: Request, pipeline: Pipeline) -> Sources:
     """Look for everything that a report of ``request.run`` can show.
 
     Raises:
@@ -71,15 +72,17 @@ def find(request: Request) -> Sources:
     ):
         if path is not None and not path.is_dir():
             raise UserError(f"{name} {path} is not a folder; name one that exists")
-    run = RunFolder(request.run.absolute())
+    pipeline = pipeline_of(RunFolder(request.run.absolute()), pipeline)
+    run = pipeline.run_folder(request.run.absolute())
     checkpoint = run.segmenter / CHECKPOINT
     found = Sources(
         run,
+        pipeline,
         json_or_empty(run.segmenter / CONFIG),
         sha256_of(checkpoint) if checkpoint.is_file() else None,
     )
     given = request.data.absolute() if request.data else None
-    found.data = given or _first_folder(run.root / "data", noted_data(run), DEFAULT_DATA)
+    found.data = given or _first_folder(run.root / "data", noted_data(run), pipeline.default_data)
     _find_labels(found, request)
     if found.after is not None and found.images is None:
         where = f"{found.data}/{found.split}" if found.data else "no data folder was found"

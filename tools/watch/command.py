@@ -34,7 +34,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
         raise UserError(f"--interval must be positive, is {options.interval:g}")
     if not 0 <= options.port < 1 << 16:
         raise UserError(f"--port must be 0 to {(1 << 16) - 1}, is {options.port}")
-    state = RunState(options.run, options.data, options.result)
+    state = RunState(options.run, pipeline, options.data, options.result)
     if options.json:
         print(json.dumps([asdict(stage) for stage in state.stages()], indent=2))
         return 0

@@ -107,8 +107,13 @@ class _Site:
             stages = self._state.stages()
             now = json.dumps([(each.name, each.state, each.done) for each in stages])
             if now != self._made_of or not self._report.is_file():
-                command = [sys.executable, "-m", "uss", "report", str(self._state.run.root)]
-                command += ["--output", str(self._report), *self._arguments]
+                command = [sys.executable, "-m", self._state.pipeline.name, "report"]
+                command += [
+                    str(self._state.run.root),
+                    "--output",
+                    str(self._report),
+                    *self._arguments,
+                ]
                 said = _complaint_of(command)
                 if said:
                     text = f"the report could not be made: {html.escape(said)}"

@@ -19,16 +19,15 @@ from typing import Any
 from core.data.imagenet_s import list_images, split_folder
 from core.errors import UserError
 from core.files import json_or_empty
-from core.pipeline.folders import CONFIG, LOG, UNREFINED, VALIDATION
+from core.pipeline.folders import CONFIG, LOG, TRAIN, UNREFINED, RunFolder
+from core.pipeline.inputs import noted_data
+from core.pipeline.stage import Kind, Pipeline, Trace, pipeline_of
 from core.pipeline.times import stage_seconds
 from core.training.log import FACTS
 from core.work.claims import CLAIMS_FOLDER, TIMEOUT_S
 from core.work.ledger import LEDGER_FOLDER, SETTINGS_FILE
-from uss.config import ARCHS
-from uss.paths import CENTROIDS, RunFolder
 
 WAITING, RUNNING, STOPPED, FINISHED = "waiting", "running", "stopped", "finished"
-SPLITS = ("train", VALIDATION, "test", "testA", "testB")
 
 # A stage that has said nothing for so long, or five times as long as usual, stopped.
 _SILENT_S = 180.0
@@ -58,26 +57,28 @@ class StageState:
     """"host pid" of each process that is at an image."""
 
 
-def noted_data(run: RunFolder) -> Path | None:
-    """The data set that the run's own predictions were made of; None where none is noted."""
-    for path in sorted(run.root.glob(f"predictions/*/{LEDGER_FOLDER}/*/{SETTINGS_FILE}")):
-        named = json_or_empty(path).get("data")
-        if isinstance(named, str) and Path(named).is_dir():
-            return Path(named)
-    return None
-
-
 class RunState:
     """Reads a run again and again; what was read is not read twice.
 
     Args:
         run: the run's folder.
+        pipeline: whose stages are looked for, where the folder states none itself.
         data: the data set, for totals; None: where the run's records name it.
         result: ``dump_path`` of test.py; None: ``<run>/result`` where it is there.
+
+    Raises:
+        UserError: the folder states an unknown pipeline.
     """
 
-    def __init__(self, run: Path, data: Path | None = None, result: Path | None = None) -> None:
-        self.run = RunFolder(run.absolute())
+    def __init__(
+        self,
+        run: Path,
+        pipeline: Pipeline,
+        data: Path | None = None,
+        result: Path | None = None,
+    ) -> None:
+        self.pipeline = pipeline_of(RunFolder(run.absolute()), pipeline)
+        self.run: RunFolder = self.pipeline.run_folder(run.absolute())
         self._data, self._result = data, result
         self._tails: dict[Path, _Tail] = {}
         self._seen: dict[str, list[tuple[float, int]]] = {}
@@ -88,34 +89,29 @@ class RunState:
         took = self._times()
         self._find_data()
         found = []
-        for arch in reversed(ARCHS):
-            found += self._training(f"pretrain {arch}", self.run.pretrain(arch), "pretrain", took)
-            folder = self.run.pixel_attention(arch)
-            found += self._training(f"pixel-attention {arch}", folder, "pixel_attention", took)
-            found += self._clustering(arch, took)
-        for split in SPLITS:
-            found += self._masks(split, took)
-        for split in (VALIDATION, "train"):
-            found += self._images_of(f"pseudo-labels {split}", self.run.pseudo_labels(split), split)
-        found += self._training("finetune", self.run.segmenter, "finetune", took)
-        for split in SPLITS:
-            found += self._images_of(f"predict {split}", self.run.predictions(split), split)
-        for split, folder in self._results():
-            found += self._images_of(f"test.py {split}", folder, split)
+        for trace in self.pipeline.traces(self.run):
+            if trace.stage.kind is Kind.TRAINING:
+                found += self._training(trace, took)
+            elif trace.stage.kind is Kind.WHOLE:
+                found += self._whole(trace, took)
+            elif (trace.folder / LEDGER_FOLDER).is_dir():
+                found += self._images_of(trace.title, trace.folder, trace.of or "")
+            else:
+                found += self._masks(trace, took)
+        for title, split, folder in self._results():
+            found += self._images_of(title, folder, split)
             if found[-1].state == FINISHED:
                 found[-1].took_s = took.get(found[-1].name)
         return found
 
     # Training -----------------------------------------------------------------------------------
 
-    def _training(
-        self, name: str, folder: Path, section: str, took: dict[str, float]
-    ) -> list[StageState]:
-        log, config = folder / LOG, folder / CONFIG
+    def _training(self, trace: Trace, took: dict[str, float]) -> list[StageState]:
+        log, config, name = trace.folder / LOG, trace.folder / CONFIG, trace.title
         if not log.is_file() and not config.is_file():
             return []
         whole = json_or_empty(config)
-        settings = whole.get(section, {})
+        settings = whole.get(trace.stage.section, {})
         lines = self._tail(log)
         state = StageState(
             name, RUNNING, unit="steps", silent_s=_age(log if lines.last else config)
@@ -132,8 +128,8 @@ class RunState:
         state.values = {key: last[key] for key in shown if key in last}
         epochs, batch = settings.get("epochs"), settings.get("batch_size")
         steps = lines.steps_per_epoch
-        if steps is None and batch and self._count("train"):
-            steps = (self._count("train") or 0) // batch
+        if steps is None and batch and self._count(TRAIN):
+            steps = (self._count(TRAIN) or 0) // batch
         if steps and epochs:
             state.total = epochs * steps
             if batch and state.rate:
@@ -149,16 +145,15 @@ class RunState:
             state.state, state.left_s = STOPPED, None
         return [state]
 
-    def _clustering(self, arch: str, took: dict[str, float]) -> list[StageState]:
-        folder, name = self.run.cluster(arch), f"cluster {arch}"
-        if not folder.is_dir():
+    def _whole(self, trace: Trace, took: dict[str, float]) -> list[StageState]:
+        """A computation over all images, which writes its settings last."""
+        if not trace.folder.is_dir():
             return []
-        # The settings are written last.
-        if (folder / SETTINGS_FILE).is_file():
-            return [StageState(name, FINISHED, took_s=took.get(name))]
-        silent = _age(folder / CENTROIDS)
+        if (trace.folder / SETTINGS_FILE).is_file():
+            return [StageState(trace.title, FINISHED, took_s=took.get(trace.title))]
+        silent = min(filter(None, map(_age, trace.folder.iterdir())), default=None)
         state = STOPPED if silent is None or silent > _SILENT_S else RUNNING
-        return [StageState(name, state, silent_s=silent)]
+        return [StageState(trace.title, state, silent_s=silent)]
 
     # Work on images -----------------------------------------------------------------------------
 
@@ -182,9 +177,9 @@ class RunState:
         self._settle(state, folder / LEDGER_FOLDER / CLAIMS_FOLDER, self._count(split))
         return [state]
 
-    def _masks(self, split: str, took: dict[str, float]) -> list[StageState]:
-        """The mask store of a split, under the settings used last."""
-        stores = sorted(self.run.masks(split).glob(f"*/{SETTINGS_FILE}"), key=_time_of)
+    def _masks(self, trace: Trace, took: dict[str, float]) -> list[StageState]:
+        """A mask store, under the settings used last."""
+        stores = sorted(trace.folder.glob(f"*/{SETTINGS_FILE}"), key=_time_of)
         if not stores:
             return []
         store = stores[-1].parent
@@ -193,10 +188,11 @@ class RunState:
             if len(bucket.name) == 2 and bucket.is_dir():
                 done += sum(name.endswith(".gz") for name in os.listdir(bucket))
                 newest = max(newest, _time_of(bucket))
-        state = StageState(f"masks {split}", RUNNING, done, silent_s=time.time() - newest)
-        self._settle(state, store / CLAIMS_FOLDER, self._count(split))
-        if state.state == STOPPED and f"test.py {split}" in took:
-            # It asks for masks only where the network saw something.
+        state = StageState(trace.title, RUNNING, done, silent_s=time.time() - newest)
+        self._settle(state, store / CLAIMS_FOLDER, self._count(trace.of or ""))
+        asked = (f"{stage.command} {trace.of}" for stage in self.pipeline.scripts)
+        if state.state == STOPPED and any(title in took for title in asked):
+            # A script asks for masks only where the network saw something.
             state.state, state.total = FINISHED, None
         return [state]
 
@@ -223,13 +219,14 @@ class RunState:
 
     # What else the run tells --------------------------------------------------------------------
 
-    def _results(self) -> Iterator[tuple[str, Path]]:
-        """(split, folder) of what test.py has made or is at."""
+    def _results(self) -> Iterator[tuple[str, str, Path]]:
+        """(title, split, folder) of what scripts have made or are at in the result folder."""
         root = self._result or self.run.result
-        with contextlib.suppress(OSError):
-            for folder in sorted(root.iterdir()):
-                if not folder.name.endswith(UNREFINED) and (folder / LEDGER_FOLDER).is_dir():
-                    yield folder.name, folder
+        for stage in self.pipeline.scripts:
+            with contextlib.suppress(OSError):
+                for folder in sorted(root.iterdir()):
+                    if not folder.name.endswith(UNREFINED) and (folder / LEDGER_FOLDER).is_dir():
+                        yield f"{stage.command} {folder.name}", folder.name, folder
 
     def _find_data(self) -> None:
         """Take the data set that the predictions note, unless one was given."""
@@ -246,10 +243,11 @@ class RunState:
         if self._data is not None:
             with contextlib.suppress(UserError):
                 return len(list_images(split_folder(self._data, split)))
-        for arch in ARCHS:
-            noted = json_or_empty(self.run.cluster(arch) / SETTINGS_FILE).get("images", {})
-            if isinstance(noted.get(split), int):
-                return noted[split]
+        for trace in self.pipeline.traces(self.run):
+            if trace.stage.kind is Kind.WHOLE:
+                noted = json_or_empty(trace.folder / SETTINGS_FILE).get("images", {})
+                if isinstance(noted.get(split), int):
+                    return noted[split]
         return None
 
     def _times(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ from tests.helpers.report_runs import CLASSES, SmallRun, make_run
 from tools.report.collect import collect
 from tools.report.page import render
 from tools.report.run_files import Request
+from uss.pipeline import PIPELINE
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -44,7 +45,7 @@ def page(run: SmallRun) -> str:
     """Address of a report with 201 images."""
     path = run.root / "report.html"
     with atomic_write(path, "w") as file:
-        file.write(render(collect(Request(run.root), IMAGES, workers=1)))
+        file.write(render(collect(Request(run.root), PIPELINE, IMAGES, workers=1)))
     return path.as_uri()
 
 

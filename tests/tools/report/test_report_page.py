@@ -34,6 +34,7 @@ from tools.report.refinement import RefinementFacts
 from tools.report.run_files import Request, Sources, find
 from tools.submission.results import evaluation_path
 from uss.pipeline import PIPELINE
+from uss.pseudo_labels import report_extras
 
 
 class Page(HTMLParser):
@@ -75,7 +76,7 @@ def own(finished: SmallRun, tmp_path: Path) -> SmallRun:
 
 
 def content_of(run: SmallRun, **options: Any) -> Content:
-    return collect(Request(run.root, **options), limit=200, workers=1)
+    return collect(Request(run.root, **options), PIPELINE, limit=200, workers=1)
 
 
 def test_the_numbers_are_those_of_evaluate_and_compare(finished: SmallRun) -> None:
@@ -251,11 +252,11 @@ def test_a_plain_folder_without_match_shows_clusters(own: SmallRun) -> None:
 
 
 def test_a_run_without_any_result_still_has_a_page(tmp_path: Path) -> None:
-    page = Page(render(collect(Request(tmp_path), limit=10, workers=1)))
+    page = Page(render(collect(Request(tmp_path), PIPELINE, limit=10, workers=1)))
     assert "There are no label maps of any split" in page.text
     assert "article" not in [tag for tag, _ in page.elements]
     with pytest.raises(UserError, match="there are no label maps of --mode test: run test.py"):
-        collect(Request(tmp_path, split="test"), limit=10, workers=1)
+        collect(Request(tmp_path, split="test"), PIPELINE, limit=10, workers=1)
 
 
 def test_the_segmenters_own_predictions_stand_in(own: SmallRun) -> None:
@@ -310,10 +311,10 @@ def test_results_of_another_checkpoint_are_not_taken_for_this_runs(
 ) -> None:
     shutil.move(str(own.result), str(tmp_path / "result"))
     monkeypatch.chdir(tmp_path)
-    assert find(Request(own.root)).result == tmp_path / "result"
+    assert find(Request(own.root), PIPELINE).result == tmp_path / "result"
     (own.folder.segmenter / "checkpoint.pth.tar").write_bytes(b"trained anew")
-    assert find(Request(own.root)).result is None
-    named = find(Request(own.root, result=tmp_path / "result"))
+    assert find(Request(own.root), PIPELINE).result is None
+    named = find(Request(own.root, result=tmp_path / "result"), PIPELINE)
     assert named.result == tmp_path / "result"
     assert any("another checkpoint" in note for note in named.notes)
 
@@ -356,11 +357,13 @@ def test_the_protocol_is_stated_plainly(
 ) -> None:
     from uss.paths import RunFolder
 
-    sources = Sources(RunFolder(tmp_path), source(training) if training else {}, None)
+    run = RunFolder(tmp_path)
+    sources = Sources(run, PIPELINE, source(training) if training else {}, None)
     settings = {}
     if refined_by is not None:
         sources.before, settings = tmp_path, {"masks": refined_by}
-    found = provenance.protocol(sources, RefinementFacts({}, settings, 0))
+    origin = report_extras(run, sources.settings).origin
+    found = provenance.protocol(sources, RefinementFacts({}, settings, 0), origin)
     assert found.headline.startswith(headline)
 
 
@@ -421,7 +424,7 @@ def test_attention_maps_are_drawn_on_request(own: SmallRun, attention_checkpoint
     folder = own.folder.pixel_attention("resnet18")
     folder.mkdir(parents=True)
     shutil.copy(attention_checkpoint, folder / "checkpoint.pth.tar")
-    content = collect(Request(own.root), limit=2, attention=True, workers=1)
+    content = collect(Request(own.root), PIPELINE, limit=2, maps="attention", workers=1)
     for each in content.gallery:
         picture = Image.open(io.BytesIO(base64.b64decode(each.uris["attention"].partition(",")[2])))
         assert picture.size == (each.width, each.height)

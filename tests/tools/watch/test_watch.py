@@ -25,6 +25,7 @@ from tools.watch import serve
 from tools.watch.command import page
 from tools.watch.state import FINISHED, RUNNING, STOPPED, RunState, StageState
 from uss.paths import RunFolder
+from uss.pipeline import PIPELINE
 
 EPOCHS, BATCH, STEPS = 4, 8, 5
 
@@ -54,7 +55,7 @@ def only(state: RunState) -> StageState:
 
 def test_training(tmp_path: Path) -> None:
     log = train(tmp_path, 12)
-    stage = only(RunState(tmp_path))
+    stage = only(RunState(tmp_path, PIPELINE))
     assert (stage.name, stage.state) == ("pretrain resnet18", RUNNING)
     assert (stage.done, stage.total, stage.unit) == (12, 20, "steps")
     assert stage.left_s == pytest.approx((20 - 12) * BATCH / 16)
@@ -63,14 +64,14 @@ def test_training(tmp_path: Path) -> None:
     assert stage.memory_mib is not None and stage.memory_mib > 10
     old = time.time() - 3600
     os.utime(log, (old, old))
-    assert only(RunState(tmp_path)).state == STOPPED
+    assert only(RunState(tmp_path, PIPELINE)).state == STOPPED
     train(tmp_path, 20)
-    assert only(RunState(tmp_path)).state == FINISHED
+    assert only(RunState(tmp_path, PIPELINE)).state == FINISHED
 
 
 def test_a_log_that_grows_is_read_on_and_one_that_was_rewound_anew(tmp_path: Path) -> None:
     log = train(tmp_path, 12)
-    state = RunState(tmp_path)
+    state = RunState(tmp_path, PIPELINE)
     assert only(state).done == 12
     with log.open("a") as file:
         file.write('{"epoch": 3, "step": 15, "time": 1, "lr": 0.1, "loss": 2.0}\n{"epoch": 4, "st')
@@ -84,12 +85,12 @@ def test_a_log_that_grows_is_read_on_and_one_that_was_rewound_anew(tmp_path: Pat
 
 def test_the_first_epoch_has_a_total_where_the_data_is_known(tmp_path: Path) -> None:
     train(tmp_path / "run", 2)
-    assert only(RunState(tmp_path / "run")).total is None
+    assert only(RunState(tmp_path / "run", PIPELINE)).total is None
     folder = tmp_path / "data" / "train"
     folder.mkdir(parents=True)
     for index in range(STEPS * BATCH + 3):
         (folder / f"{index}.jpg").touch()
-    assert only(RunState(tmp_path / "run", tmp_path / "data")).total == EPOCHS * STEPS
+    assert only(RunState(tmp_path / "run", PIPELINE, tmp_path / "data")).total == EPOCHS * STEPS
 
 
 def test_slow_steps_are_not_taken_for_a_stop(tmp_path: Path) -> None:
@@ -99,9 +100,9 @@ def test_slow_steps_are_not_taken_for_a_stop(tmp_path: Path) -> None:
     log.write_text(json.dumps({**line, "time": now - 2000}) + "\n")
     os.utime(log, (now - 2000, now - 2000))
     os.utime(log.with_name("config.json"), (now - 3000, now - 3000))
-    assert only(RunState(tmp_path)).state == RUNNING
+    assert only(RunState(tmp_path, PIPELINE)).state == RUNNING
     os.utime(log.with_name("config.json"), (now - 2001, now - 2001))
-    assert only(RunState(tmp_path)).state == STOPPED
+    assert only(RunState(tmp_path, PIPELINE)).state == STOPPED
 
 
 def items_of(data: Path, count: int) -> list[ImageItem]:
@@ -117,7 +118,7 @@ def test_work_on_images(tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     items = items_of(data, 6)
     work = Worklist(RunFolder(run).predictions("test"), {"data": str(data)})
-    state = RunState(run)
+    state = RunState(run, PIPELINE)
     seen: list[StageState] = []
 
     def make(item: ImageItem) -> Made:
@@ -144,11 +145,11 @@ def test_whoever_is_gone_is_not_at_work(tmp_path: Path) -> None:
     work.run(items[:1], lambda item: b"png", "test")
     claims = Claims(run / "predictions" / "test" / ".ledger" / "claims")
     assert claims.claim("1")
-    assert only(RunState(run)).state == RUNNING
+    assert only(RunState(run, PIPELINE)).state == RUNNING
     old = time.time() - 3600
     for path in (run / "predictions" / "test" / ".ledger").rglob("*"):
         os.utime(path, (old, old))
-    stage = only(RunState(run))
+    stage = only(RunState(run, PIPELINE))
     assert (stage.state, stage.workers, stage.done) == (STOPPED, [], 1)
     claims.close()
 
@@ -163,10 +164,10 @@ def test_masks_of_a_split_are_as_many_as_test_py_asked_for(tmp_path: Path) -> No
     (store / "7f" / "1.json.gz").write_bytes(b"x")
     for path in (store / "settings.json", store / "7f"):
         os.utime(path, (time.time() - 3600,) * 2)
-    stage = only(RunState(run, data))
+    stage = only(RunState(run, PIPELINE, data))
     assert (stage.name, stage.state, stage.done, stage.total) == ("masks test", STOPPED, 1, 3)
     RunFolder(run).times.write_text('{"stage": "test.py test", "seconds": 9.5}\n')
-    stage = only(RunState(run, data))
+    stage = only(RunState(run, PIPELINE, data))
     assert (stage.state, stage.done, stage.total) == (FINISHED, 1, None)
 
 
@@ -176,7 +177,7 @@ def test_broken_files_do_not_stop_it(tmp_path: Path) -> None:
     (log.parent / "config.json").write_text("{")
     (tmp_path / "times.jsonl").write_text("{")
     (tmp_path / "masks" / "train").mkdir(parents=True)
-    stage = only(RunState(tmp_path))
+    stage = only(RunState(tmp_path, PIPELINE))
     assert stage.done == 0
     assert page(tmp_path, [stage], 80)
 
@@ -242,7 +243,7 @@ def test_a_report_that_takes_for_ever_is_an_answer(
 ) -> None:
     train(tmp_path, 12)
     monkeypatch.setattr(serve, "_REPORT_S", 0.01)
-    site = serve._Site(RunState(tmp_path), page, 1.0, [], tmp_path / "report.html")
+    site = serve._Site(RunState(tmp_path, PIPELINE), page, 1.0, [], tmp_path / "report.html")
     status, text = site.report()
     assert status == 500 and "the report could not be made" in text and "0.01" in text
 
