@@ -20,13 +20,15 @@ from core import config as core_config
 from core.data.images import MAX_PIXELS
 from core.errors import UserError, main_guard
 from core.pipeline.folders import CHECKPOINT, RUNS, WEIGHTS
+from core.pipeline.presets import preset_or_trained
 from core.pipeline.times import record_time
 from refine.one_image import IMAGE_TIMEOUT_S
 from tools.submission.archive import add_method_arguments, method_from
 from uss.config import Config
 from uss.paths import DEFAULT_DATA, PUBLISHED_SEGMENTER, RunFolder
+from uss.pipeline import PIPELINE, REFINE
 from uss.predict_refined import RefinedRun, run_refined
-from uss.presets import PRESETS, preset_or_trained
+from uss.presets import PRESETS
 
 
 @main_guard
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> int:
     )
     started = time.monotonic()
     run_refined(_config(options, pretrained), job)
-    record_time(run, f"test.py {options.mode}", time.monotonic() - started)
+    record_time(run, f"{REFINE.command} {options.mode}", time.monotonic() - started)
     print(f"{job.archive} is complete")
     return 0
 
@@ -137,7 +139,8 @@ def _config(options: argparse.Namespace, pretrained: Path) -> Config:
         assignments.append(f"predict.max_res={options.max_res}")
     if options.masks:
         assignments.append(f"masks.source={options.masks}")
-    return core_config.override(preset_or_trained(options.preset, pretrained), assignments)
+    config = preset_or_trained(PIPELINE, options.preset, pretrained)
+    return core_config.override(config, assignments)
 
 
 if __name__ == "__main__":

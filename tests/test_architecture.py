@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("core", "models", "sam", "refine", "tools", "uss", "wsss", "benchmarks")
+PIPELINES = tuple(path.parent.name for path in ROOT.glob("*/pipeline.py"))
 # Which packages of ours a package may import; `test` is test.py.
 MAY_IMPORT = {
     "core": {"core"},
@@ -168,6 +170,44 @@ def test_sam_offers_the_official_names() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "[True, True, True]", done.stderr
+
+
+# The homes of path rules: a folder of a run may be called like the stage that fills it.
+PATH_RULES = ("core.pipeline.folders", *(f"{name}.paths" for name in PIPELINES))
+
+
+def spelt(pipeline: str) -> set[str]:
+    """The names of a pipeline's stages, as they could be spelt in a text."""
+    table = importlib.import_module(f"{pipeline}.pipeline").PIPELINE
+    names = {name for stage in table.stages for name in (stage.command, stage.name)}
+    return names | {name.replace("-", " ") for name in names}
+
+
+def plain_strings(tree: ast.AST) -> Iterator[ast.Constant]:
+    """String constants that are no docstring and no key of a JSON object or of settings."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if isinstance(tree, ast.Dict) and node in tree.keys:
+                continue
+            if isinstance(tree, ast.Subscript) or (isinstance(tree, ast.Compare)):
+                continue  # record["masks"], "masks" in record
+            if isinstance(tree, ast.Call) and getattr(tree.func, "attr", "") == "get":
+                continue
+            yield node
+        else:
+            yield from plain_strings(node)
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_no_stage_is_named_outside_of_its_table(module: str) -> None:
+    """The list of stages stands once: in pipeline.py."""
+    if module.endswith(".pipeline") or module in PATH_RULES or module.startswith("benchmarks"):
+        return
+    names = set().union(*map(spelt, PIPELINES))
+    found = [f"{n.lineno}: {n.value!r}" for n in plain_strings(TREES[module]) if n.value in names]
+    assert not found, f"{module} names a stage in line {', '.join(found)}; ask its table"
 
 
 @pytest.mark.parametrize("module", sorted(TREES))

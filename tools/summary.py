@@ -10,13 +10,12 @@ from core.data.imagenet_s import list_images, mask_path, split_folder
 from core.data.images import load_rgb
 from core.data.label_maps import load_label
 from core.files import read_json
-from core.pipeline.folders import VALIDATION, ResultFolder
+from core.pipeline.folders import VALIDATION, ResultFolder, RunFolder
 from core.pipeline.stage import Pipeline
 from core.pipeline.times import stage_seconds
 from core.scoring.matching import apply_match, read_match
 from tools.evaluate.table import AFTER, BEFORE
 from tools.submission.results import MATCH, evaluation_path
-from uss.paths import RunFolder
 
 _ROWS = 6
 _SHEET = "sheet.png"

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,16 +27,12 @@ from core.data.label_maps import decode
 from core.errors import UserError
 from core.files import atomic_write, sha256_of
 from core.pictures import heat, label_colours, overlay
-from core.pipeline.folders import CHECKPOINT, RUNS, VALIDATION
-from core.pipeline.stage import Pipeline
+from core.pipeline.folders import CHECKPOINT, RUNS, VALIDATION, RunFolder
+from core.pipeline.presets import preset_or_trained
+from core.pipeline.stage import Pipeline, SegmenterAccess, hook, pipeline_of
 from core.scoring.matching import read_match
 from tools.data.check import walk_images
 from tools.submission.results import kept_match
-from uss import paths
-from uss.config import ARCHS, Config
-from uss.networks import load_pixel_attention, mean_attention
-from uss.paths import RunFolder
-from uss.presets import PRESETS, preset_or_trained
 
 STAGE = "visualize"
 _LINE = 20  # pixels of a line of the legend
@@ -66,14 +63,16 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Paint every image in every way that was asked for; 1 where one cannot be read."""
     options = _parser(pipeline).parse_args(arguments)
     images = list(_images(options.images))
-    name = options.preset or Config().preset
-    run = RunFolder((options.run or RUNS / name).absolute())
+    name = options.preset or pipeline.presets[0]
+    root = (options.run or RUNS / name).absolute()
+    pipeline = pipeline_of(RunFolder(root), pipeline)
+    run = pipeline.run_folder(root, given_checkpoint=options.pretrained)
     if options.run is not None and not options.run.is_dir():
         raise UserError(f"{options.run} is not a folder; name the run folder (runs/PRESET)")
     taken: set[Path] = set()
     broken: dict[Path, str] = {}
     for kind in dict.fromkeys(options.show or ["prediction"]):
-        with _PAINTERS[kind](options, run) as paint:
+        with _painter(kind, options, pipeline, run) as paint:
             for path in log.progress(images, f"{STAGE} {kind}", len(images)):
                 try:
                     rgb = load_rgb(path)
@@ -97,13 +96,16 @@ def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them")
     kinds = "what to lay over them; may be repeated (prediction)"
-    add("--show", action="append", choices=sorted(_PAINTERS), help=kinds)
+    add("--show", action="append", choices=sorted({*_PAINTERS, *pipeline.maps}), help=kinds)
     add("--out", type=Path, default=Path("pictures"), help="folder of the pictures (pictures)")
     add("--run", type=Path, help="run folder (runs/PRESET)")
-    add("--preset", choices=sorted(PRESETS), help="settings (those of the run, else luss50)")
+    add("--preset", choices=sorted(pipeline.presets), help="settings (those of the run)")
     add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one setting")
     add("--pretrained", type=Path, help="segmenter, or network of the attention (the run's)")
-    add("--arch", choices=ARCHS, default="resnet18", help="trunk of the attention (resnet18)")
+    parser.set_defaults(arch=None)
+    if pipeline.trunks:
+        trunk = f"trunk of the maps ({pipeline.trunks[0]})"
+        add("--arch", choices=pipeline.trunks, default=pipeline.trunks[0], help=trunk)
     add("--match-file", type=Path, help="match.json (that of the run)")
     add("--data", type=Path, help="data set whose class folders name the classes")
     return parser
@@ -135,21 +137,29 @@ def _target(folder: Path, image: Path, kind: str, taken: set[Path]) -> Path:
 # Painters ---------------------------------------------------------------------------------------
 
 
-def _config(options: argparse.Namespace, path: Path | None) -> Config:
+def _config(options: argparse.Namespace, pipeline: Pipeline, path: Path | None) -> Any:
     """Settings of --preset, else those that the network was trained with; then --set."""
-    return core_config.override(preset_or_trained(options.preset, path), options.set)
+    config = preset_or_trained(pipeline, options.preset, path)
+    return core_config.override(config, options.set)
 
 
-def _segmenter_path(options: argparse.Namespace, run: RunFolder) -> Path:
-    return paths.segmenter_input(RunFolder(run.root, given_checkpoint=options.pretrained))
+def _segmenter(pipeline: Pipeline, run: Any) -> tuple[SegmenterAccess, Path]:
+    """How the pipeline's segmenter is loaded, and its checkpoint.
+
+    Raises:
+        UserError: the pipeline has none, or the run has not made it yet.
+    """
+    if pipeline.segmenter is None:
+        raise UserError(f"{pipeline.name} trains no segmenter: choose another --show")
+    return pipeline.segmenter, pipeline.segmenter.checkpoint(run)
 
 
 @contextlib.contextmanager
-def _predictions(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
+def _predictions(options: argparse.Namespace, pipeline: Pipeline, run: Any) -> Iterator[Painter]:
     from refine.segmenter import Segmenter
 
-    path = _segmenter_path(options, run)
-    segmenter = Segmenter(path, _config(options, path).predict)
+    access, path = _segmenter(pipeline, run)
+    segmenter = Segmenter(path, _config(options, pipeline, path).predict)
     names = _names(options, run, path, segmenter.facts.num_classes)
 
     def paint(_: Path, rgb: np.ndarray) -> Image.Image:
@@ -159,14 +169,13 @@ def _predictions(options: argparse.Namespace, run: RunFolder) -> Iterator[Painte
 
 
 @contextlib.contextmanager
-def _refined(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
+def _refined(options: argparse.Namespace, pipeline: Pipeline, run: Any) -> Iterator[Painter]:
     from refine.one_image import Refiner, Setup
-    from uss.networks import segmenter_facts
 
-    path = _segmenter_path(options, run)
-    names = _names(options, run, path, segmenter_facts(path).num_classes)
+    access, path = _segmenter(pipeline, run)
+    names = _names(options, run, path, hook(access.facts)(path).num_classes)
     with tempfile.TemporaryDirectory() as masks:
-        config = _config(options, path)
+        config = _config(options, pipeline, path)
         refiner = Refiner(Setup(config, path, None, Path(masks)))
 
         def paint(image: Path, rgb: np.ndarray) -> Image.Image:
@@ -178,11 +187,11 @@ def _refined(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
 
 
 @contextlib.contextmanager
-def _masks(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
+def _masks(options: argparse.Namespace, pipeline: Pipeline, run: Any) -> Iterator[Painter]:
     from refine.mask_sources import largest_first, mask_source
 
     own = run.segmenter / CHECKPOINT
-    source = mask_source(_config(options, own if own.is_file() else None).masks)
+    source = mask_source(_config(options, pipeline, own if own.is_file() else None).masks)
 
     def paint(_: Path, rgb: np.ndarray) -> Image.Image:
         label = np.zeros(rgb.shape[:2], np.int32)
@@ -196,27 +205,33 @@ def _masks(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
 
 
 @contextlib.contextmanager
-def _attention(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
-    given = RunFolder(run.root, given_checkpoint=options.pretrained)
-    path = paths.pixel_attention_input(given, options.arch)
-    model = load_pixel_attention(path, options.arch)
-    settings = _config(options, path).pseudo_labels
+def _map(name: str, options: argparse.Namespace, pipeline: Pipeline, run: Any) -> Iterator[Painter]:
+    """Maps that a network of the pipeline gives; see ``core.pipeline.stage.Pipeline.maps``."""
+
+    def settings(checkpoint: Path) -> dict[str, Any]:
+        return core_config.to_dict(_config(options, pipeline, checkpoint))
+
+    level = hook(pipeline.maps[name])(run, settings, options.arch)
 
     def paint(_: Path, rgb: np.ndarray) -> Image.Image:
-        return heated(rgb, mean_attention(model, rgb, settings.resize, settings.square))
+        return heated(rgb, level(rgb), name)
 
     yield paint
 
 
-_PAINTERS = {
-    "prediction": _predictions,
-    "refined": _refined,
-    "masks": _masks,
-    "attention": _attention,
-}
+# What every pipeline with a segmenter can show; its own maps come beside.
+_PAINTERS = {"prediction": _predictions, "refined": _refined, "masks": _masks}
 
 
-def _names(options: argparse.Namespace, run: RunFolder, segmenter: Path, num_classes: int) -> Names:
+def _painter(
+    kind: str, options: argparse.Namespace, pipeline: Pipeline, run: Any
+) -> contextlib.AbstractContextManager[Painter]:
+    if kind in pipeline.maps:
+        return _map(kind, options, pipeline, run)
+    return _PAINTERS[kind](options, pipeline, run)
+
+
+def _names(options: argparse.Namespace, run: Any, segmenter: Path, num_classes: int) -> Names:
     """The match of the run's validation split, and the class folders of the data set."""
     from core.data.imagenet_s import class_names
 
@@ -257,7 +272,7 @@ def labelled(rgb: np.ndarray, label: np.ndarray, names: Names) -> Image.Image:
     return with_legend(np.asarray(picture), entries)
 
 
-def heated(rgb: np.ndarray, level: np.ndarray) -> Image.Image:
+def heated(rgb: np.ndarray, level: np.ndarray, name: str = "attention") -> Image.Image:
     """A map (h, w) over its uint8 RGB image (H, W, 3), from blue, its lowest value, to yellow, its
     highest; a scale below names both.
     """
@@ -267,7 +282,7 @@ def heated(rgb: np.ndarray, level: np.ndarray) -> Image.Image:
     spread = np.asarray((full - low) / max(high - low, 1e-6))
     grey = rgb.mean(axis=2, keepdims=True)
     mixed = (0.65 * heat(spread) + 0.35 * grey).round().astype(np.uint8)
-    picture = with_legend(mixed, [(None, f"attention, mean {level.mean():.2f}")])
+    picture = with_legend(mixed, [(None, f"{name}, mean {level.mean():.2f}")])
     scale = heat(np.tile(np.linspace(0, 1, picture.width, dtype=np.float32), (_BAR, 1)))
     page = Image.new("RGB", (picture.width, picture.height + _BAR + _LINE), _PAPER)
     page.paste(picture, (0, 0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class AttentionMaps:
 
     Args:
         run: the run folder; a checkpoint that the user named for it comes first.
-        settings: configuration as a nested dict, {} where it is not known.
+        settings_of: path of the checkpoint -> configuration as a nested dict, {} where not known.
         arch: trunk; None: that of the pseudo labels, else the one that there is.
 
     Raises:
@@ -29,28 +30,33 @@ class AttentionMaps:
     """
 
     def __init__(
-        self, run: RunFolder, settings: Mapping[str, Any], arch: str | None = None
+        self,
+        run: RunFolder,
+        settings_of: Callable[[Path], Mapping[str, Any]],
+        arch: str | None = None,
     ) -> None:
+        arch = _trunk_of(run) if arch is None else arch
+        self.checkpoint = pixel_attention_input(run, arch)
+        self._model = load_pixel_attention(self.checkpoint, arch)
+        settings = settings_of(self.checkpoint)
         self._resize = setting(settings, "pseudo_labels.resize", PseudoLabels.resize)
         self._square = setting(settings, "pseudo_labels.square", PseudoLabels.square)
-        if arch is not None:
-            self.checkpoint = pixel_attention_input(run, arch)
-            self._model = load_pixel_attention(self.checkpoint, arch)
-            return
-        asked = json_or_empty(run.threshold).get("arch")
-        archs = [asked] if asked in ARCHS else list(ARCHS)
-        found = [arch for arch in archs if (run.pixel_attention(arch) / CHECKPOINT).is_file()]
-        if not found:
-            place = run.pixel_attention(archs[0]) / CHECKPOINT
-            raise UserError(
-                f"--attention needs the pixel-attention network, but {place} is missing; make it "
-                "with train_2.sh or leave --attention out"
-            )
-        self.checkpoint = run.pixel_attention(found[0]) / CHECKPOINT
-        self._model = load_pixel_attention(self.checkpoint, found[0])
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """(h, w) float32 in 0..1: attention of a uint8 RGB image (H, W, 3), averaged over
         channels, on the network's own grid.
         """
         return mean_attention(self._model, rgb, self._resize, self._square)
+
+
+def _trunk_of(run: RunFolder) -> str:
+    asked = json_or_empty(run.threshold).get("arch")
+    archs = [asked] if asked in ARCHS else list(ARCHS)
+    for arch in archs:
+        if (run.pixel_attention(arch) / CHECKPOINT).is_file():
+            return arch
+    place = run.pixel_attention(archs[0]) / CHECKPOINT
+    raise UserError(
+        f"--attention needs the pixel-attention network, but {place} is missing; make it with "
+        "train_2.sh or leave --attention out"
+    )

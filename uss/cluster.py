@@ -27,8 +27,9 @@ from uss import paths
 from uss.config import Config
 from uss.networks import check_attention_threshold, load_pixel_attention
 from uss.paths import CENTROIDS, RunFolder
+from uss.pipeline import CLUSTER
 
-STAGE = "cluster"
+STAGE = CLUSTER.command
 LISTS = {"train": "train_labeled.txt", "validation": "val_labeled.txt"}
 
 

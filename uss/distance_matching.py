@@ -32,8 +32,9 @@ from uss import paths
 from uss.config import Config
 from uss.networks import arch_of, network_input
 from uss.paths import RunFolder
+from uss.pipeline import DISTANCE_MATCHING
 
-STAGE = "distance matching"
+STAGE = DISTANCE_MATCHING.command
 LABELLED = "train-semi"
 _TRUNK = ("conv1.", "bn1.", "layer")
 

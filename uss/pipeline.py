@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from core.pipeline.folders import SPLITS, TRAIN, VALIDATION, ResultFolder
-from core.pipeline.stage import Cost, Flag, Kind, Pipeline, Stage
+from core.pipeline.stage import Cost, Flag, Kind, Pipeline, SegmenterAccess, Stage
 from uss import presets
 from uss.config import ARCHS, Config
-from uss.paths import DEFAULT_DATA, RunFolder
+from uss.paths import DEFAULT_DATA, RunFolder, segmenter_input
 
 # The larger trunk first, as the scripts run them.
 _TRUNKS = tuple(reversed(ARCHS))
@@ -239,6 +239,25 @@ DISTANCE_MATCHING = Stage(
     flags=(_PRETRAINED, _split(VALIDATION)),
 )
 
+
+def _recipe(name: str) -> list[tuple[Stage, Config]]:
+    """The stages that the scripts of a preset run: with PASS's own presets one trunk and no SAM,
+    else train_1.sh to train_4.sh and test.py, of which the third labels with the smaller trunk.
+    """
+    if name.startswith("pass"):
+        config = presets.preset(name)
+        stages = (PRETRAIN, PIXEL_ATTENTION, CLUSTER, PSEUDO_LABELS, FINETUNE, PREDICT)
+        return [(stage, config) for stage in stages]
+    large, small = (presets.preset(name, trunk) for trunk in _TRUNKS)
+    features = (PRETRAIN, PIXEL_ATTENTION, CLUSTER)
+    return [
+        *((stage, large) for stage in features),
+        *((stage, small) for stage in features),
+        (PSEUDO_LABELS, small),
+        *((stage, large) for stage in (FINETUNE, PREDICT, REFINE)),
+    ]
+
+
 PIPELINE = Pipeline(
     name="uss",
     config=Config,
@@ -259,6 +278,17 @@ PIPELINE = Pipeline(
     ),
     trunks=ARCHS,
     completed=_completed,
+    segmenter=SegmenterAccess(
+        checkpoint=segmenter_input,
+        load="uss.networks:load_segmenter",
+        facts="uss.networks:segmenter_facts",
+    ),
     maps={"attention": "uss.attention_maps:AttentionMaps"},
     report_extras="uss.pseudo_labels:report_extras",
+    recipe=_recipe,
+    published_counts=presets.published_counts,
+    commands_after_split=presets.commands_after_split,
+    demo_data=presets.demo_data,
+    without_masks=presets.GIVE_THRESHOLD,
+    without_test="SPLIT=train bash train_4.sh",
 )

@@ -40,6 +40,7 @@ from tools.submission.results import Match
 from uss.config import Config
 from uss.networks import SegmenterFacts, segmenter_facts
 from uss.paths import RunFolder
+from uss.pseudo_labels import disclosed
 
 _WAIT_S = 1.0
 
@@ -233,7 +234,7 @@ class _Archive:
         # Left over from another mode or settings, it could be taken for this run's.
         job.archive.unlink(missing_ok=True)
         match, match_split = self._match()
-        method = results.disclosed(self._method(), job.pretrained, job.run, match_split)
+        method = disclosed(self._method(), job.pretrained, job.run, match_split)
         filled = {item.key: _fill(item, refiner) for item in self._missing()}
         results.pack(
             job.labels,

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from core import config as core_config
 from core.errors import UserError
-from core.files import read_json
-from core.pipeline.folders import CONFIG
 from uss.config import ARCHS, Config
+
+_PROTOTYPES_PER_CLASS = 10  # as in every preset
+
+#: Classes -> images of train, validation and test, as ImageNet-S was published.
+PUBLISHED = {
+    50: {"train": 64431, "validation": 752, "test": 1682},
+    300: {"train": 384862, "validation": 4097, "test": 9088},
+    919: {"train": 1183322, "validation": 12419, "test": 27423},
+}
+_IMAGENET_S = ("luss", "pass")  # how the names of presets for it begin
 
 #: Of the attention; in this range lies what the published settings take for all ImageNet-S sets.
 USUAL_THRESHOLD = 0.35
@@ -265,16 +273,46 @@ def preset(name: str, arch: str | None = None) -> Config:
     return PRESETS[name](arch)
 
 
-def preset_or_trained(name: str | None, checkpoint: Path | None) -> Config:
-    """The configuration of preset ``name``, else the one beside a checkpoint with which it was
-    trained, else the defaults.
+def published_counts(config: Config) -> dict[str, int] | None:
+    """Images by split that a preset's data set was published with; None where that is open."""
+    if config.preset.startswith(_IMAGENET_S):
+        return PUBLISHED.get(config.num_classes)
+    return None
 
-    Raises:
-        UserError: an unknown preset, or a broken configuration beside the checkpoint.
+
+def demo_data(root: Path, seed: int) -> Path:
+    """Make the data set of ``make demo``; returns its folder."""
+    from core.synthetic.imagenet_s import make_dataset
+
+    return make_dataset(root, seed=seed, train=10)
+
+
+def commands_after_split(
+    preset_name: str, data: Path, run: Path, clusters: int, images: int, has_test: bool
+) -> list[str]:
+    """The lines of a shell that train on such a data set and label it.
+
+    Args:
+        images: number of training images; batches larger than that are made to fit.
+        has_test: whether there is a test split; else the training images are labelled.
     """
-    beside = checkpoint.parent / CONFIG if checkpoint else None
-    if name is not None:
-        return preset(name)
-    if beside is None or not beside.is_file():
-        return Config()
-    return core_config.from_dict(Config, read_json(beside, "the settings of a run"), str(beside))
+    settings = [f"num_classes={clusters}"]
+    configs = [preset(preset_name, arch) for arch in ARCHS]
+    if any(config.num_classes != clusters for config in configs):
+        settings.append(f"heads.prototypes={_PROTOTYPES_PER_CLASS * clusters}")
+    for stage in ("pretrain", "pixel_attention", "finetune"):
+        if any(getattr(config, stage).batch_size > images for config in configs):
+            settings.append(f"{stage}.batch_size={images}")
+    flags = " ".join(f"--set {setting}" for setting in settings)
+    split = "test" if has_test else "train"
+    folder, data_folder = shlex.quote(str(run.absolute())), shlex.quote(str(data.absolute()))
+    return [
+        f"export PRESET={preset_name} DATA={data_folder} RUN={folder}",
+        f"bash train_1.sh {flags}",
+        f"bash train_2.sh {flags}",
+        "# Without masks of a validation split nothing chooses the threshold: give it.",
+        f"bash train_3.sh {flags} --threshold {USUAL_THRESHOLD}",
+        f"SPLIT={split} bash train_4.sh {flags}",
+        f'.venv/bin/python test.py --run "$RUN" --data_path "$DATA" --mode {split} '
+        '--dump_path "$RUN/result"',
+    ]

@@ -29,16 +29,18 @@ from tools.evaluate.folder import ARCHIVE_SUFFIX, labelled_images, threshold_cur
 from tools.evaluate.table import best_point, curve_dict
 from tools.report.extras import Extras, LabelOrigin, ThresholdChoice
 from tools.report.run_files import setting
-from tools.submission.results import chosen_by_masks, label_support
+from tools.submission.archive import Method
+from tools.submission.results import matched_by
 from uss import paths
 from uss.config import Config
 from uss.config import PseudoLabels as Settings
 from uss.mask_labels import LevelledLabel, label_from_masks
 from uss.networks import load_pixel_attention, network_input
 from uss.paths import RunFolder
+from uss.pipeline import PSEUDO_LABELS
 from uss.presets import GIVE_THRESHOLD
 
-STAGE = "pseudo labels"
+STAGE = PSEUDO_LABELS.command
 _HUNDREDTHS = np.array(hundredths(0, 100), dtype=np.float32)
 _UNCOVERED = ("pixels", "background")
 MODES = ("all", "validation", "train")
@@ -303,7 +305,47 @@ def _level_archive(levelled: LevelledLabel) -> bytes:
     return file.getvalue()
 
 
-# For the report ---------------------------------------------------------------------------------
+# In words -------------------------------------------------------------------------------------
+
+
+def chosen_by_masks(threshold_file: Path | None, match_split: str | None) -> str:
+    """What masks decided, in words for ``method.txt``; "" where they decided nothing.
+
+    Args:
+        threshold_file: what the pseudo labels left about their threshold; None or a missing file
+            where it is not known.
+        match_split: split whose masks named the clusters; None where they did not.
+    """
+    parts = []
+    if threshold_file is not None and threshold_file.is_file():
+        choice = read_json(threshold_file, "the threshold of the pseudo labels")
+        if choice.get("chosen_by") == "validation masks":
+            threshold = choice.get("threshold", "of an unknown value")
+            parts.append(f"validation masks chose the pseudo labels' threshold {threshold}")
+    return "; ".join(filter(None, (*parts, matched_by(match_split))))
+
+
+def disclosed(method: Method, segmenter: Path, run: RunFolder, match_split: str | None) -> Method:
+    """``method`` with notes of what made the segmenter's labels and of what ground-truth masks
+    decided on the way to these.
+    """
+    own = segmenter.is_relative_to(run.root)  # a published one: this run's threshold is not its
+    threshold_file = run.threshold if own else None
+    notes = (_made_labels(threshold_file), chosen_by_masks(threshold_file, match_split))
+    return method.with_notes(*filter(None, notes))
+
+
+def _made_labels(threshold_file: Path | None) -> str:
+    """The masks of the pseudo labels, for ``method.txt``; "" where there is no record of them."""
+    facts = json_or_empty(threshold_file) if threshold_file else {}
+    return f"pseudo labels: {label_support(facts['masks'])}" if "masks" in facts else ""
+
+
+def label_support(masks: str | None) -> str:
+    """What a pseudo label is taken over, in words: ``masks.source``, or None without any masks."""
+    if masks is None:
+        return "of each pixel by itself"
+    return f"averaged over {'the masks of SAM' if masks == 'sam' else masks}"
 
 
 def report_extras(run: RunFolder, settings: Mapping[str, Any]) -> Extras:

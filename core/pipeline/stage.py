@@ -129,6 +129,19 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class SegmenterAccess:
+    """How tools reach the network of a pipeline that predicts label maps."""
+
+    checkpoint: Callable[[Any], Path]
+    """Run folder -> its checkpoint; raises a UserError where there is none."""
+    load: str
+    """``module:function`` of a checkpoint's path that gives (network in eval mode, facts)."""
+    facts: str
+    """``module:function`` of a checkpoint's path that gives facts (``num_classes``, ``name``)
+    without building the network."""
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """A method from images to results. Hooks that need a network are named ``module:function``, so
     that nothing heavy is imported before it is used.
@@ -156,17 +169,26 @@ class Pipeline:
     that follow from those are set too."""
     recipe: Callable[[str], Sequence[tuple[Stage, Any]]] = lambda preset: ()
     """Preset -> the stages that its scripts run, each with its configuration."""
+    segmenter: SegmenterAccess | None = None
+    """The network that predicts label maps; None where the pipeline trains none."""
     maps: Mapping[str, str] = field(default_factory=dict)
     """Maps of an image that a network of the pipeline gives, such as attention: name ->
-    ``module:function`` of (run folder, settings as nested dict, trunk or None) -> function of a
-    uint8 RGB image (H, W, 3) that returns float32 (h, w). The report draws them, and
-    ``visualize``."""
+    ``module:function`` of (run folder, function from a checkpoint's path to settings as nested
+    dict, trunk or None) -> function of a uint8 RGB image (H, W, 3) that returns float32 (h, w).
+    The report draws them, and ``visualize``."""
     report_extras: str = ""
     """``module:function`` of what the report says about the labels, see ``tools.report.extras``."""
     published_counts: Callable[[Any], Mapping[str, int] | None] = lambda config: None
     """Configuration -> images by split as its data set was published, None where that is open."""
     commands_after_split: Callable[..., list[str]] | None = None
-    """The lines of a shell that train on a data set that ``data split`` has made."""
+    """(preset, data, run, clusters, training images, whether there is a test split) -> the lines of
+    a shell that train on a data set that ``data split`` has made; None: it makes none."""
+    demo_data: Callable[[Path, int], Path] = lambda root, seed: root
+    """(folder, seed) -> folder of the generated data set of ``data demo``."""
+    without_masks: str = ""
+    """Command that a user gives where the validation split has no masks."""
+    without_test: str = ""
+    """Command that a user gives where there is no test split."""
 
     @property
     def commands(self) -> list[str]:

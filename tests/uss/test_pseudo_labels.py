@@ -16,11 +16,11 @@ from core.errors import UserError
 from core.files import read_json, write_json
 from refine.mask_sources import ImageMasks
 from tests.helpers.quarter_masks import QuarterMasks, write_photographs
-from tools.submission.results import chosen_by_masks
 from uss import pseudo_labels
 from uss.config import Config, PseudoLabels
 from uss.networks import load_pixel_attention, network_input
 from uss.paths import RunFolder
+from uss.pseudo_labels import chosen_by_masks
 
 CONFIG = Config(
     arch="resnet18",

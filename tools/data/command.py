@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -28,18 +27,14 @@ from core.errors import UserError
 from core.files import write_json
 from core.pipeline.folders import RUNS
 from core.pipeline.stage import Pipeline
-from core.synthetic import imagenet_s
 from core.text import named
 from tools.data import check
-from uss.config import ARCHS
-from uss.presets import PRESETS, USUAL_THRESHOLD, preset
 
 STAGE = "data split"
 RECORD = "split.json"
 _UNUSABLE = ("broken", "oversized", "duplicate", "layout")
 _STEM_BYTES = 150
 _MIN_CLUSTERS = 2
-_PROTOTYPES_PER_CLASS = 10  # as in every preset
 
 
 @dataclass
@@ -60,7 +55,9 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_check(commands.add_parser("check", help="name what is wrong with a folder of images"))
-    _add_split(commands.add_parser("split", help="make a data set of a folder of images"))
+    if pipeline.commands_after_split is not None:
+        split = commands.add_parser("split", help="make a data set of a folder of images")
+        _add_split(split, pipeline)
     demo = commands.add_parser("demo", help="generate the data set of `make demo`")
     demo.add_argument("--data", type=Path, required=True, help="folder to make")
     demo.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
@@ -68,8 +65,8 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
     if options.command == "check":
         return _check(options)
     if options.command == "split":
-        return _split(options)
-    root = imagenet_s.make_dataset(options.data, seed=options.seed, train=10)
+        return _split(options, pipeline)
+    root = pipeline.demo_data(options.data, options.seed)
     log.info("data demo", f"data set at {root}")
     return 0
 
@@ -99,7 +96,7 @@ def _check(options: argparse.Namespace) -> int:
 # split ------------------------------------------------------------------------------------------
 
 
-def _add_split(parser: argparse.ArgumentParser) -> None:
+def _add_split(parser: argparse.ArgumentParser, pipeline: Pipeline) -> None:
     add = parser.add_argument
     add("images", type=Path, help="folder of images, flat or nested; it is only read")
     add("--data", type=Path, required=True, help="folder to make, which must not exist")
@@ -108,7 +105,9 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
     add("--test", type=share, default=0.0, metavar="SHARE", help=test)
     add("--seed", type=int, default=0, help="of the choice of test images")
     add("--copy", action="store_true", help="copy the images instead of linking them")
-    add("--preset", default="small", choices=sorted(PRESETS), help="settings (%(default)s)")
+    add(
+        "--preset", default="small", choices=sorted(pipeline.presets), help="settings (%(default)s)"
+    )
     add("--run", type=Path, help="run folder (runs/NAME, NAME of --data)")
 
 
@@ -120,7 +119,7 @@ def share(text: str) -> float:
     return value
 
 
-def _split(options: argparse.Namespace) -> int:
+def _split(options: argparse.Namespace, pipeline: Pipeline) -> int:
     clusters = options.num_classes
     if not _MIN_CLUSTERS <= clusters < IGNORE:
         raise UserError(f"-c must be {_MIN_CLUSTERS} to {IGNORE - 1} clusters, is {clusters}")
@@ -135,6 +134,8 @@ def _split(options: argparse.Namespace) -> int:
         log.warn(STAGE, f"{len(split.left_out)} left out: {named(split.left_out)}")
     run = options.run or RUNS / options.data.absolute().name
     print("\nThe commands for these images (from the project's folder):\n")
+    assert pipeline.commands_after_split is not None, "the parser offers no split without it"
+    commands = pipeline.commands_after_split
     print("\n".join(commands(options.preset, options.data, run, clusters, train, test > 0)))
     return 0
 
@@ -193,37 +194,6 @@ def make_split(
         hint = "" if copy else "; where the file system knows no links, use --copy"
         raise UserError(f"cannot make {data}: {error.strerror or error}{hint}") from error
     return split
-
-
-def commands(
-    preset_name: str, data: Path, run: Path, clusters: int, images: int, has_test: bool
-) -> list[str]:
-    """The lines of a shell that train on such a data set and label it.
-
-    Args:
-        images: number of training images; batches larger than that are made to fit.
-        has_test: whether there is a test split; else the training images are labelled.
-    """
-    settings = [f"num_classes={clusters}"]
-    configs = [preset(preset_name, arch) for arch in ARCHS]
-    if any(config.num_classes != clusters for config in configs):
-        settings.append(f"heads.prototypes={_PROTOTYPES_PER_CLASS * clusters}")
-    for stage in ("pretrain", "pixel_attention", "finetune"):
-        if any(getattr(config, stage).batch_size > images for config in configs):
-            settings.append(f"{stage}.batch_size={images}")
-    flags = " ".join(f"--set {setting}" for setting in settings)
-    split = "test" if has_test else "train"
-    folder, data_folder = shlex.quote(str(run.absolute())), shlex.quote(str(data.absolute()))
-    return [
-        f"export PRESET={preset_name} DATA={data_folder} RUN={folder}",
-        f"bash train_1.sh {flags}",
-        f"bash train_2.sh {flags}",
-        "# Without masks of a validation split nothing chooses the threshold: give it.",
-        f"bash train_3.sh {flags} --threshold {USUAL_THRESHOLD}",
-        f"SPLIT={split} bash train_4.sh {flags}",
-        f'.venv/bin/python test.py --run "$RUN" --data_path "$DATA" --mode {split} '
-        '--dump_path "$RUN/result"',
-    ]
 
 
 def _check_places(source: Path, data: Path) -> None:

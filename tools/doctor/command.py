@@ -14,39 +14,38 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from core import config as core_config
 from core import log, runtime
 from core.memory import machine_bytes
-from core.pipeline.folders import RUNS
+from core.pipeline.folders import RUNS, TRAIN, VALIDATION
 from core.pipeline.stage import Pipeline
-from tools.doctor import checks as checks
+from tools.doctor import checks, estimate, gpu
 from tools.doctor import data as doctor_data
-from tools.doctor import estimate, gpu
 from tools.doctor.checks import FAIL, WARN, Check
 from tools.doctor.estimate import Counts, Row
-from uss.config import Config
-from uss.presets import PRESETS, preset
 
 STAGE = "doctor"
 _MARKS = {"ok": "ok  ", WARN: "note", FAIL: "FAIL"}
-_UNKNOWN_COUNTS = Counts(1000, 100, 100)
+_UNKNOWN_COUNTS = {TRAIN: 1000, VALIDATION: 100, "test": 100}
 
 
 def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Check, perhaps estimate, print; 1 where a check failed."""
     options = _parser(pipeline).parse_args(arguments)
-    config = core_config.override(preset(options.preset), options.set)
+    config = core_config.override(pipeline.preset(options.preset, None), options.set)
     found = []
-    for check in _checks(options, config):
+    for check in _checks(options, config, pipeline):
         found.append(check)
         if not options.json:
             print(_line(check), flush=True)
     failed = [check for check in found if check.state == FAIL]
     rows: list[Row] = []
-    counts, exact = _counts(options.data, config)
+    counts, exact = _counts(options.data, config, pipeline)
     if options.estimate:
         rows = estimate.estimate(
+            pipeline,
             options.preset,
             lambda base: core_config.override(base, options.set),
             counts,
@@ -71,8 +70,13 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
 def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} doctor", description=__doc__)
     add = parser.add_argument
-    given = os.environ.get("PRESET", Config().preset)
-    add("--preset", default=given, choices=sorted(PRESETS), help="what is to run (%(default)s)")
+    given = os.environ.get("PRESET", pipeline.presets[0])
+    add(
+        "--preset",
+        default=given,
+        choices=sorted(pipeline.presets),
+        help="what is to run (%(default)s)",
+    )
     add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one setting")
     add("--data", type=Path, default=_place("DATA"), help="data set to check")
     add("--run", type=Path, default=_place("RUN"), help="run folder (runs/PRESET)")
@@ -89,10 +93,10 @@ def _place(name: str) -> Path | None:
     return Path(os.environ[name]) if os.environ.get(name) else None
 
 
-def _checks(options: argparse.Namespace, config: Config) -> Iterator[Check]:
+def _checks(options: argparse.Namespace, config: Any, pipeline: Pipeline) -> Iterator[Check]:
     """Every check, cheap ones first."""
     run = options.run or RUNS / options.preset
-    images = _counts(options.data, config)[0].train
+    images = _counts(options.data, config, pipeline)[0].get(TRAIN, 0)
     for check in (checks.python, checks.packages, checks.compiler, checks.headers, checks.onednn):
         yield check()
     yield gpu.gpu()
@@ -105,18 +109,24 @@ def _checks(options: argparse.Namespace, config: Config) -> Iterator[Check]:
     yield checks.writing(folders)
     yield checks.sam_weights()
     if options.data is None:
-        yield Check("data", WARN, "not checked", "python -m uss doctor --data /path/to/your/data")
+        yield Check(
+            "data",
+            WARN,
+            "not checked",
+            f"python -m {pipeline.name} doctor --data /path/to/your/data",
+        )
     else:
-        yield from doctor_data.data(options.data.absolute(), config)
+        yield from doctor_data.data(options.data.absolute(), config, pipeline)
 
 
-def _counts(data: Path | None, config: Config) -> tuple[Counts, bool]:
+def _counts(data: Path | None, config: Any, pipeline: Pipeline) -> tuple[Counts, bool]:
     """Images of the data set, or as published; False where neither is known."""
     if data is not None and data.is_dir():
-        splits = ("train", "validation", doctor_data.test_splits(data)[0])
-        return Counts(*(doctor_data.images(data, name) for name in splits)), True
-    published = doctor_data.published(config)
-    return (Counts(**published), True) if published else (_UNKNOWN_COUNTS, False)
+        tests = doctor_data.test_splits(data)[0]
+        places = {TRAIN: TRAIN, VALIDATION: VALIDATION, "test": tests}
+        return {name: doctor_data.images(data, place) for name, place in places.items()}, True
+    published = pipeline.published_counts(config)
+    return (published, True) if published else (_UNKNOWN_COUNTS, False)
 
 
 def _line(check: Check) -> str:
@@ -143,6 +153,6 @@ def _print_estimate(rows: list[Row], name: str, exact: bool) -> None:
         log.warn(
             STAGE,
             f"up to {wanted / checks.GIB:.1f} GiB wanted, {found[1] / checks.GIB:.1f} GiB "
-            "available: use smaller batches (--set pretrain.batch_size=...) or more processes "
+            "available: use smaller batches (--set STAGE.batch_size=...) or more processes "
             "(LAUNCH)",
         )

@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from core.data.imagenet_s import masks_folder, stem_of
 from core.errors import UserError
+from core.pipeline.stage import Pipeline
 from tools.data.check import layout
 from tools.doctor.checks import FAIL, OK, WARN, Check, reason
-from uss.config import Config
-from uss.presets import GIVE_THRESHOLD
 
-#: Classes -> images of train, validation and test, as ImageNet-S was published.
-PUBLISHED = {
-    50: {"train": 64431, "validation": 752, "test": 1682},
-    300: {"train": 384862, "validation": 4097, "test": 9088},
-    919: {"train": 1183322, "validation": 12419, "test": 27423},
-}
-_IMAGENET_S = ("luss", "pass")  # how the names of presets for it begin
 # The competition's images to label stand in for the test split.
 _TESTS = ("test", "testA", "testB")
 
 
-def published(config: Config) -> dict[str, int] | None:
-    """Images by split that a preset's data set was published with; None where that is open."""
-    if config.preset.startswith(_IMAGENET_S):
-        return PUBLISHED.get(config.num_classes)
-    return None
-
-
-def data(root: Path, config: Config) -> list[Check]:
+def data(root: Path, config: Any, pipeline: Pipeline) -> list[Check]:
     """A check of each split of a data set."""
     if not root.is_dir():
-        mend = "export DATA=/path/to/your/data (python -m uss data split makes one of any images)"
+        mend = (
+            f"export DATA=/path/to/your/data ({_split_command(pipeline)} makes one of any images)"
+        )
         return [Check("data", FAIL, f"{root} does not exist", mend)]
-    expected = published(config) or {}
+    expected = pipeline.published_counts(config) or {}
     names = ("train", "validation", *test_splits(root))
-    return [_split(root, name, config, expected.get(name)) for name in names]
+    return [_split(root, name, config, pipeline, expected.get(name)) for name in names]
 
 
 def test_splits(root: Path) -> list[str]:
@@ -52,16 +40,16 @@ def images(root: Path, split: str) -> int:
         return 0
 
 
-def _split(root: Path, name: str, config: Config, wanted: int | None) -> Check:
+def _split(root: Path, name: str, config: Any, pipeline: Pipeline, wanted: int | None) -> Check:
     title, folder = f"data {name}", root / name
     if not folder.is_dir():
-        return _missing(title, folder, wanted)
+        return _missing(title, folder, pipeline, wanted)
     try:
         files, classes, problems = layout(folder)
     except UserError as error:
         return Check(title, FAIL, reason(error), f"chmod -R u+rX {folder}")
     text = f"{len(files)} images" + (f" in {classes} class folders" if classes else "")
-    check = f"python -m uss data check {root}"
+    check = f"python -m {pipeline.name} data check {root}"
     if problems:
         first = problems[0]
         return Check(
@@ -86,16 +74,20 @@ def _split(root: Path, name: str, config: Config, wanted: int | None) -> Check:
             return Check(title, FAIL, text, check)
         text += ", each with a mask"
     elif name == "validation":
-        mend = f"{GIVE_THRESHOLD} (nothing else needs them)"
+        mend = f"{pipeline.without_masks} (nothing else needs them)"
         return Check(title, WARN, f"{text} without masks", mend)
     return Check(title, OK, text)
 
 
-def _missing(title: str, folder: Path, wanted: int | None) -> Check:
+def _missing(title: str, folder: Path, pipeline: Pipeline, wanted: int | None) -> Check:
     if folder.name == "train" or wanted is not None:
-        mend = f"put the images into {folder}, or make a data set: python -m uss data split"
+        mend = f"put the images into {folder}, or make a data set: {_split_command(pipeline)}"
         return Check(title, FAIL, f"{folder} is missing", mend)
     if folder.name == "validation":
         text = "none: nothing chooses the threshold of the pseudo labels"
-        return Check(title, WARN, text, GIVE_THRESHOLD)
-    return Check(title, WARN, "none: nothing to label but train", "SPLIT=train bash train_4.sh")
+        return Check(title, WARN, text, pipeline.without_masks)
+    return Check(title, WARN, "none: nothing to label but train", pipeline.without_test)
+
+
+def _split_command(pipeline: Pipeline) -> str:
+    return f"python -m {pipeline.name} data split"

@@ -1,4 +1,4 @@
-"""How long a preset would take on this machine, and how much memory: measured, not guessed.
+"""How long each stage would take on this machine, and how much memory: measured, not guessed.
 
 A few training steps of each network and SAM's masks of one image are timed in processes of their
 own, with small batches of the preset's crops. Steps of two batch sizes tell what a step costs by
@@ -7,24 +7,28 @@ itself from what an image costs; memory grows with the batch alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from core import log
 from core.errors import UserError
+from core.pipeline.folders import TRAIN
+from core.pipeline.stage import Cost, Kind, Pipeline, Stage
 from core.text import duration
 from core.work.child import Child, ChildFailed
 from core.work.pool import usable_cores
 from tools.doctor.measure import Step
-from uss.config import Config
-from uss.presets import preset
 
 STAGE = "doctor"
 SECONDS = 30.0
 _START_S = 1800.0  # until a cold machine has compiled Jittor, and then its kernels
 # A forward pass is so much of a training step, as measured for ResNet50.
 _FORWARD = 0.3
+_MASKS = "masks"  # what the measuring process is asked for
+
+#: Images by split.
+Counts = Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,12 @@ class Row:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Images of the splits."""
-
-    train: int
-    validation: int
-    test: int
-
-
 def estimate(
-    name: str, config_of: Callable[[Config], Config], counts: Counts, seconds: float
+    pipeline: Pipeline,
+    name: str,
+    config_of: Callable[[Any], Any],
+    counts: Counts,
+    seconds: float,
 ) -> list[Row]:
     """The stages of a preset with the time and memory that they would take in one process.
 
@@ -58,99 +57,65 @@ def estimate(
         counts: of the data set.
         seconds: to spend on measuring, compilation not counted.
     """
-    published = name.startswith("pass")
-    archs: tuple[str | None, ...] = (None,) if published else ("resnet50", "resnet18")
-    configs = [config_of(preset(name, arch)) for arch in archs]
-    share = seconds / (2 * len(configs) + 2)
+    recipe = [(stage, config_of(config)) for stage, config in pipeline.recipe(name)]
+    share = seconds / max(len(recipe), 1)
     rows: list[Row] = []
-    attention: Step | None = None
-    for config in configs:
-        pretrain = _measure(("pretrain", config, share), rows, f"pretrain {config.arch}")
-        rows += _training(config, "pretrain", pretrain, counts.train)
-        attention = _measure(
-            ("pixel_attention", config, share), rows, f"pixel-attention {config.arch}"
-        )
-        rows += _training(config, "pixel_attention", attention, counts.train)
-        rows += _clustering(config, attention, counts)
-    labeller, segmenter = configs[-1], configs[0]
-    masks = None
-    if labeller.pseudo_labels.per_mask or not published:
-        masks = _measure(("masks", labeller, share), rows, "masks")
-    rows += _labelling(labeller, attention, masks, counts)
-    step = _measure(("finetune", segmenter, share), rows, f"finetune {segmenter.arch}")
-    rows += _training(segmenter, "finetune", step, counts.train)
-    rows += _predicting(segmenter, step, None if published else masks, counts, published)
+    steps: dict[str, Step | None] = {}
+    masks: list[float | None] = []  # measured at their first use
+    for stage, config in recipe:
+        title = f"{stage.command} {config.arch}" if pipeline.trunks else stage.command
+        if stage.kind is Kind.TRAINING:
+            steps[stage.section] = _measure((stage.module, config, share), rows, title)
+            rows += _training(stage, config, title, steps[stage.section], counts)
+        elif stage.cost is not None:
+            if stage.cost.masks(config) and not masks:
+                masks.append(_measure((_MASKS, config, share), rows, _MASKS))
+            step = steps.get(stage.cost.network)
+            if step is not None:
+                found = masks[0] if stage.cost.masks(config) else 0.0
+                title = f"{stage.command}, both splits" if stage.is_script else title
+                rows.append(_row(stage.cost, config, title, step, found, counts))
     return rows
 
 
-# Rows -------------------------------------------------------------------------------------------
-
-
-def _training(config: Config, stage: str, step: Step | None, images: int) -> list[Row]:
+def _training(
+    stage: Stage, config: Any, title: str, step: Step | None, counts: Counts
+) -> list[Row]:
     if step is None:
         return []
-    section = getattr(config, stage)
+    section, images = getattr(config, stage.section), counts.get(TRAIN, 0)
     steps = section.epochs * (images // section.batch_size)
     compute = step.fixed_s + section.batch_size * step.image_s
     samples = section.batch_size * step.sample_s / max(1, min(config.workers, usable_cores()))
     # On a CPU the workers' time is taken from the network's.
     seconds = max(compute, samples) if step.on_gpu else compute + samples
     memory = step.fixed_mib + section.batch_size * step.image_mib
-    title = f"{stage.replace('_', '-')} {config.arch}"
     note = f"{section.epochs} epochs, batch {section.batch_size}"
     return [Row(title, images, steps * seconds, memory, note)]
 
 
-def _clustering(config: Config, step: Step | None, counts: Counts) -> list[Row]:
-    if step is None:
-        return []
-    each = _forward_s(step, config, config.cluster.crop**2) + step.sample_s / usable_cores()
-    images = counts.train + counts.validation
-    return [Row(f"cluster {config.arch}", images, images * each, None, "one forward pass")]
+def _row(
+    cost: Cost, config: Any, title: str, step: Step, masks: float | None, counts: Counts
+) -> Row:
+    """The estimate of a stage that looks at each image once.
 
-
-def _labelling(config: Config, step: Step | None, masks: float | None, counts: Counts) -> list[Row]:
-    images = counts.train + counts.validation
-    title = f"pseudo-labels {config.arch}"
-    if step is None or (masks is None and config.pseudo_labels.per_mask):
-        return [Row(title, images, None, None, "not measured")]
-    each = _forward_s(step, config, _pixels(config.pseudo_labels.resize)) + (masks or 0.0)
-    return [Row(title, images, images * each, None, f"{masks or 0:.2f} s of an image for masks")]
-
-
-def _predicting(
-    config: Config, step: Step | None, masks: float | None, counts: Counts, published: bool
-) -> list[Row]:
-    if step is None:
-        return []
-    images = counts.validation + counts.test
-    forward = (
-        step.image_s * _FORWARD * _pixels(config.predict.resize) / config.finetune.crop_size**2
-    )
-    rows = [Row(f"predict {config.arch}", images, images * forward, None, "one forward pass")]
-    if not published:
-        # The masks of the validation images are there: the pseudo labels' threshold needed them.
-        seconds = None if masks is None else images * forward + counts.test * masks
-        note = "not measured" if masks is None else f"{masks:.2f} s for the masks of a test image"
-        rows.append(Row("test.py, both splits", images, seconds, None, note))
-    return rows
-
-
-def _forward_s(step: Step, config: Config, pixels: float) -> float:
-    """Seconds of the attention network on one image of so many pixels."""
-    seen = config.pixel_attention.crop_count * config.pixel_attention.crop_size**2
-    return step.image_s * _FORWARD * pixels / seen
-
-
-def _pixels(resize: int) -> float:
-    """Of a 4:3 image whose shorter side is ``resize``."""
-    return resize * resize * 4 / 3
+    Args:
+        masks: seconds for the masks of an image; None: they could not be measured.
+    """
+    images = sum(counts.get(split, 0) for split in cost.splits)
+    if masks is None:
+        return Row(title, images, None, None, "not measured")
+    look = step.image_s * _FORWARD * cost.pixels(config) / step.image_pixels
+    masked = sum(counts.get(split, 0) for split in cost.masks_of or cost.splits)
+    note = f"{masks:.2f} s for the masks of an image" if masks else "one forward pass"
+    decode = step.sample_s / usable_cores()
+    return Row(title, images, images * (look + decode) + masked * masks, None, note)
 
 
 # Measuring --------------------------------------------------------------------------------------
 
 
-def _measure(request: tuple[str, Config, float], rows: list[Row], title: str) -> Any:
+def _measure(request: tuple[str, Any, float], rows: list[Row], title: str) -> Any:
     """The answer of a new process; None, with a row that says why, where there is none."""
     log.info(STAGE, f"measuring {title} (compiles kernels at the first use)")
     child = Child("tools.doctor.measure:answerer", None)

@@ -39,6 +39,8 @@ class Step:
     sample_s: float
     """Making the crops of an image on one core."""
     on_gpu: bool
+    image_pixels: float = 1.0
+    """Of the crops that the network sees of one image."""
 
 
 def answerer(setup: None) -> Any:

@@ -136,7 +136,7 @@ def _open_maps(sources: Sources, name: str) -> Any:
     """What draws the maps of this name; see ``core.pipeline.stage.Pipeline.maps``."""
     if name not in sources.pipeline.maps:
         raise UserError(f"--{name}: runs of {sources.pipeline.name} have no such maps")
-    return hook(sources.pipeline.maps[name])(sources.run, sources.settings)
+    return hook(sources.pipeline.maps[name])(sources.run, lambda path: sources.settings)
 
 
 @dataclass(frozen=True)

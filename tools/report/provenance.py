@@ -12,7 +12,7 @@ from tools.report.extras import LabelOrigin
 from tools.report.refinement import RefinementFacts
 from tools.report.run_files import Sources, setting, short
 from tools.submission.check import BROKEN_ZIP, METHOD_NAME
-from tools.submission.results import ORIGIN, chosen_by_masks
+from tools.submission.results import ORIGIN, matched_by
 
 _METHOD_BYTES = 1 << 16
 
@@ -46,7 +46,7 @@ def protocol(sources: Sources, refinement: RefinementFacts, origin: LabelOrigin)
     facts = [origin.words, _about_refinement(sources, refinement)]
     folder = sources.result or sources.after
     matched = json_or_empty(folder / ORIGIN).get("split") if folder else None
-    decided = [origin.ground_truth, chosen_by_masks(None, matched)]
+    decided = [origin.ground_truth, matched_by(matched)]
     chosen = "; ".join(filter(None, decided))
     facts.append(
         f"Ground truth: {chosen}." if chosen else "Ground truth: no record of a use of masks."

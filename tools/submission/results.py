@@ -13,14 +13,13 @@ from pathlib import Path
 from core import log
 from core.data.imagenet_s import ImageItem, list_images, masks_folder, split_folder
 from core.errors import UserError
-from core.files import json_or_empty, read_json, write_json
+from core.files import read_json, write_json
 from core.scoring.matching import read_match, write_match
 from core.text import named
 from core.work.worklist import Worklist
 from tools.evaluate.table import EvaluationResult
 from tools.submission.archive import Method, build_zip
 from tools.submission.check import check_zip
-from uss.paths import RunFolder
 
 STAGE = "result"
 MATCH = "match.json"
@@ -83,46 +82,9 @@ def print_scores(folder: Path, split: str) -> None:
         print(f"{title}: {100 * result['miou']:.2f}", flush=True)
 
 
-def chosen_by_masks(threshold_file: Path | None, match_split: str | None) -> str:
-    """What masks decided, in words for ``method.txt``; "" where they decided nothing.
-
-    Args:
-        threshold_file: what the pseudo labels left about their threshold; None or a missing file
-            where it is not known.
-        match_split: split whose masks named the clusters; None where they did not.
-    """
-    parts = []
-    if threshold_file is not None and threshold_file.is_file():
-        choice = read_json(threshold_file, "the threshold of the pseudo labels")
-        if choice.get("chosen_by") == "validation masks":
-            threshold = choice.get("threshold", "of an unknown value")
-            parts.append(f"validation masks chose the pseudo labels' threshold {threshold}")
-    if match_split is not None:
-        parts.append(f"{match_split} masks matched clusters to classes")
-    return "; ".join(parts)
-
-
-def disclosed(method: Method, segmenter: Path, run: RunFolder, match_split: str | None) -> Method:
-    """``method`` with notes of what made the segmenter's labels and of what ground-truth masks
-    decided on the way to these.
-    """
-    own = segmenter.is_relative_to(run.root)  # a published one: this run's threshold is not its
-    threshold_file = run.threshold if own else None
-    notes = (_made_labels(threshold_file), chosen_by_masks(threshold_file, match_split))
-    return method.with_notes(*filter(None, notes))
-
-
-def _made_labels(threshold_file: Path | None) -> str:
-    """The masks of the pseudo labels, for ``method.txt``; "" where there is no record of them."""
-    facts = json_or_empty(threshold_file) if threshold_file else {}
-    return f"pseudo labels: {label_support(facts['masks'])}" if "masks" in facts else ""
-
-
-def label_support(masks: str | None) -> str:
-    """What a pseudo label is taken over, in words: ``masks.source``, or None without any masks."""
-    if masks is None:
-        return "of each pixel by itself"
-    return f"averaged over {'the masks of SAM' if masks == 'sam' else masks}"
+def matched_by(split: str | None) -> str:
+    """That masks of a split named the clusters, in words for ``method.txt``; "" for None."""
+    return "" if split is None else f"{split} masks matched clusters to classes"
 
 
 def kept_match(

@@ -20,7 +20,7 @@ from core.errors import UserError
 from tests.conftest import ROOT
 from tools.data import check, command
 from uss.paths import RunFolder
-from uss.presets import preset
+from uss.presets import commands_after_split, preset
 
 
 def picture(path: Path, seed: int = 0, size_hw: tuple[int, int] = (40, 50)) -> Path:
@@ -276,7 +276,7 @@ def test_split_where_nothing_can_be_written(photos: Path, tmp_path: Path) -> Non
 
 
 def test_commands_fit_the_number_of_images() -> None:
-    lines = command.commands("small", Path("/d d"), Path("/r"), 3, 12, has_test=True)
+    lines = commands_after_split("small", Path("/d d"), Path("/r"), 3, 12, has_test=True)
     assert lines[0] == "export PRESET=small DATA='/d d' RUN=/r"
     settings = [part for part in lines[1].split() if "=" in part]
     assert settings == [
@@ -288,7 +288,7 @@ def test_commands_fit_the_number_of_images() -> None:
     ]
     assert any("train_3.sh" in line and "--threshold 0.35" in line for line in lines)
     classes = preset("small").num_classes
-    many = command.commands("small", Path("/d"), Path("/r"), classes, 1000, has_test=False)
+    many = commands_after_split("small", Path("/d"), Path("/r"), classes, 1000, has_test=False)
     assert many[1] == f"bash train_1.sh --set num_classes={classes}"
     assert many[-2].startswith("SPLIT=train ") and "--mode train" in many[-1]
 

@@ -19,7 +19,8 @@ from tests.helpers.processes import only
 from tools.doctor import checks as checks
 from tools.doctor import data, gpu
 from tools.doctor.checks import FAIL, OK, WARN
-from uss.presets import preset
+from uss.pipeline import PIPELINE
+from uss.presets import PUBLISHED, preset
 
 
 def program(path: Path, text: str) -> Path:
@@ -262,12 +263,12 @@ def imagenet_s(root: Path, train: int, validation: int, test: int) -> Path:
 
 
 def test_counts_of_imagenet_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert data.PUBLISHED[50] == {"train": 64431, "validation": 752, "test": 1682}
+    assert PUBLISHED[50] == {"train": 64431, "validation": 752, "test": 1682}
     counts = {"train": 200, "validation": 60, "test": 50}
-    monkeypatch.setitem(data.PUBLISHED, 50, counts)
+    monkeypatch.setitem(PUBLISHED, 50, counts)
     root = imagenet_s(tmp_path / "set", 200, 60, 50)
     config = preset("luss50")
-    found = {check.name: check for check in data.data(root, config)}
+    found = {check.name: check for check in data.data(root, config, PIPELINE)}
     assert {name: check.state for name, check in found.items()} == {
         "data train": OK,
         "data validation": OK,
@@ -276,14 +277,14 @@ def test_counts_of_imagenet_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert found["data validation"].found == "60 images in 50 class folders, each with a mask"
     (root / "train" / "n00000007" / "7.JPEG").unlink()
     (root / "validation-segmentation" / "n00000003" / "3.png").unlink()
-    found = {check.name: check for check in data.data(root, config)}
+    found = {check.name: check for check in data.data(root, config, PIPELINE)}
     assert found["data train"].state == FAIL
     assert found["data train"].found == "199 images in 50 class folders; published with 200 in 50"
     assert found["data validation"].state == FAIL and "3.png" in found["data validation"].found
     # Another preset expects no numbers, but the clusters must be filled.
-    few = data.data(root, preset("luss300"))
+    few = data.data(root, preset("luss300"), PIPELINE)
     assert few[0].state == FAIL
-    assert data.data(root, preset("small"))[0].state == OK
+    assert data.data(root, preset("small"), PIPELINE)[0].state == OK
 
 
 def test_own_images_without_masks(tmp_path: Path) -> None:
@@ -291,11 +292,11 @@ def test_own_images_without_masks(tmp_path: Path) -> None:
         path = tmp_path / "train" / f"{index}.jpg"
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    found = data.data(tmp_path, preset("small"))
+    found = data.data(tmp_path, preset("small"), PIPELINE)
     assert [check.state for check in found] == [OK, WARN, WARN]
     assert "--threshold" in found[1].mend and "SPLIT=train" in found[2].mend
     (tmp_path / "train" / "5.png").touch()
-    check = data.data(tmp_path, preset("small"))[0]
+    check = data.data(tmp_path, preset("small"), PIPELINE)[0]
     assert check.state == FAIL and "data check" in check.mend
 
 
