@@ -63,7 +63,9 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=REFINE.command,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--mode", default="testB", help="folder below --data_path (testB)")

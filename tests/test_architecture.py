@@ -173,14 +173,17 @@ def test_sam_offers_the_official_names() -> None:
 
 
 # The homes of path rules: a folder of a run may be called like the stage that fills it.
+# Commands that are also what people call the things themselves.
+ORDINARY_WORDS = {"masks", "cluster"}
 PATH_RULES = ("core.pipeline.folders", *(f"{name}.paths" for name in PIPELINES))
 
 
 def spelt(pipeline: str) -> set[str]:
     """The names of a pipeline's stages, as they could be spelt in a text."""
     table = importlib.import_module(f"{pipeline}.pipeline").PIPELINE
-    names = {name for stage in table.stages for name in (stage.command, stage.name)}
-    return names | {name.replace("-", " ") for name in names}
+    names = {stage.command for stage in table.stages}
+    spellings = {name.replace("-", mark) for name in names for mark in "- _"}
+    return spellings - ORDINARY_WORDS
 
 
 def plain_strings(tree: ast.AST) -> Iterator[ast.Constant]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,6 +259,37 @@ def _recipe(name: str) -> list[tuple[Stage, Config]]:
     ]
 
 
+def commands_after_split(
+    preset_name: str, data: Path, run: Path, clusters: int, images: int, has_test: bool
+) -> list[str]:
+    """The lines of a shell that train on such a data set and label it.
+
+    Args:
+        images: number of training images; batches larger than that are made to fit.
+        has_test: whether there is a test split; else the training images are labelled.
+    """
+    settings = [f"num_classes={clusters}"]
+    configs = [presets.preset(preset_name, arch) for arch in ARCHS]
+    if any(config.num_classes != clusters for config in configs):
+        settings.append(f"heads.prototypes={presets.PROTOTYPES_PER_CLASS * clusters}")
+    for section in (PRETRAIN.section, PIXEL_ATTENTION.section, FINETUNE.section):
+        if any(getattr(config, section).batch_size > images for config in configs):
+            settings.append(f"{section}.batch_size={images}")
+    flags = " ".join(f"--set {setting}" for setting in settings)
+    split = "test" if has_test else "train"
+    folder, data_folder = shlex.quote(str(run.absolute())), shlex.quote(str(data.absolute()))
+    return [
+        f"export PRESET={preset_name} DATA={data_folder} RUN={folder}",
+        f"bash train_1.sh {flags}",
+        f"bash train_2.sh {flags}",
+        "# Without masks of a validation split nothing chooses the threshold: give it.",
+        f"bash train_3.sh {flags} --threshold {presets.USUAL_THRESHOLD}",
+        f"SPLIT={split} bash train_4.sh {flags}",
+        f'.venv/bin/python test.py --run "$RUN" --data_path "$DATA" --mode {split} '
+        '--dump_path "$RUN/result"',
+    ]
+
+
 PIPELINE = Pipeline(
     name="uss",
     config=Config,
@@ -287,7 +319,7 @@ PIPELINE = Pipeline(
     report_extras="uss.pseudo_labels:report_extras",
     recipe=_recipe,
     published_counts=presets.published_counts,
-    commands_after_split=presets.commands_after_split,
+    commands_after_split=commands_after_split,
     demo_data=presets.demo_data,
     without_masks=presets.GIVE_THRESHOLD,
     without_test="SPLIT=train bash train_4.sh",

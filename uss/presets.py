@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
 from core.errors import UserError
 from uss.config import ARCHS, Config
 
-_PROTOTYPES_PER_CLASS = 10  # as in every preset
+PROTOTYPES_PER_CLASS = 10  # as in every preset
 
 #: Classes -> images of train, validation and test, as ImageNet-S was published.
 PUBLISHED = {
@@ -285,34 +284,3 @@ def demo_data(root: Path, seed: int) -> Path:
     from core.synthetic.imagenet_s import make_dataset
 
     return make_dataset(root, seed=seed, train=10)
-
-
-def commands_after_split(
-    preset_name: str, data: Path, run: Path, clusters: int, images: int, has_test: bool
-) -> list[str]:
-    """The lines of a shell that train on such a data set and label it.
-
-    Args:
-        images: number of training images; batches larger than that are made to fit.
-        has_test: whether there is a test split; else the training images are labelled.
-    """
-    settings = [f"num_classes={clusters}"]
-    configs = [preset(preset_name, arch) for arch in ARCHS]
-    if any(config.num_classes != clusters for config in configs):
-        settings.append(f"heads.prototypes={_PROTOTYPES_PER_CLASS * clusters}")
-    for stage in ("pretrain", "pixel_attention", "finetune"):
-        if any(getattr(config, stage).batch_size > images for config in configs):
-            settings.append(f"{stage}.batch_size={images}")
-    flags = " ".join(f"--set {setting}" for setting in settings)
-    split = "test" if has_test else "train"
-    folder, data_folder = shlex.quote(str(run.absolute())), shlex.quote(str(data.absolute()))
-    return [
-        f"export PRESET={preset_name} DATA={data_folder} RUN={folder}",
-        f"bash train_1.sh {flags}",
-        f"bash train_2.sh {flags}",
-        "# Without masks of a validation split nothing chooses the threshold: give it.",
-        f"bash train_3.sh {flags} --threshold {USUAL_THRESHOLD}",
-        f"SPLIT={split} bash train_4.sh {flags}",
-        f'.venv/bin/python test.py --run "$RUN" --data_path "$DATA" --mode {split} '
-        '--dump_path "$RUN/result"',
-    ]

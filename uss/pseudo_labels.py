@@ -381,5 +381,6 @@ def threshold_choice(run: RunFolder) -> ThresholdChoice | None:
         number(content.get("miou")),
         str(content.get("chosen_by", "an unknown rule")),
         curve,
+        of=PSEUDO_LABELS.name,
         meaning="Pixels whose attention is below the threshold become background.",
     )

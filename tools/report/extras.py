@@ -18,7 +18,7 @@ class ThresholdChoice:
     chosen_by: str
     curve: list[tuple[float, float]]
     """(threshold, mIoU) of the values that were tried."""
-    of: str = "pseudo labels"
+    of: str = "labels"
     """What was made with it, in words."""
     meaning: str = ""
     """A sentence: what becomes of pixels below the threshold."""
