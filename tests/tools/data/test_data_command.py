@@ -20,7 +20,8 @@ from core.errors import UserError
 from tests.conftest import ROOT
 from tools.data import check, command
 from uss.paths import RunFolder
-from uss.pipeline import commands_after_split, preset
+from uss.pipeline import commands_after_split
+from uss.presets import preset
 
 
 def picture(path: Path, seed: int = 0, size_hw: tuple[int, int] = (40, 50)) -> Path:
