@@ -144,9 +144,11 @@ def _segmenter_path(options: argparse.Namespace, run: RunFolder) -> Path:
 @contextlib.contextmanager
 def _predictions(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
     from refine.segmenter import Segmenter
+    from uss.networks import load_segmenter
 
     path = _segmenter_path(options, run)
-    segmenter = Segmenter(path, _config(options, path).predict)
+    settings = _config(options, path).predict
+    segmenter = Segmenter(*load_segmenter(path, fixed_pool=settings.fixed_pool), settings)
     names = _names(options, run, path, segmenter.facts.num_classes)
 
     def paint(_: Path, rgb: np.ndarray) -> Image.Image:
@@ -158,13 +160,14 @@ def _predictions(options: argparse.Namespace, run: RunFolder) -> Iterator[Painte
 @contextlib.contextmanager
 def _refined(options: argparse.Namespace, run: RunFolder) -> Iterator[Painter]:
     from refine.one_image import Refiner, Setup
-    from uss.networks import segmenter_facts
+    from refine.settings import Sections
+    from uss.networks import SEGMENTER_LOADER, segmenter_facts
 
     path = _segmenter_path(options, run)
     names = _names(options, run, path, segmenter_facts(path).num_classes)
     with tempfile.TemporaryDirectory() as masks:
-        config = _config(options, path)
-        refiner = Refiner(Setup(config, path, None, Path(masks)))
+        config = Sections.of(_config(options, path))
+        refiner = Refiner(Setup(config, SEGMENTER_LOADER, path, None, Path(masks)))
 
         def paint(image: Path, rgb: np.ndarray) -> Image.Image:
             made = refiner(ImageItem(image, image.stem))
