@@ -22,13 +22,13 @@ from core.errors import UserError, main_guard
 from core.pipeline.folders import CHECKPOINT, RUNS, WEIGHTS
 from core.pipeline.presets import preset_or_trained
 from core.pipeline.times import record_time
-from refine.one_image import IMAGE_TIMEOUT_S
 from tools.submission.archive import add_method_arguments, method_from
 from uss.config import Config
 from uss.paths import DEFAULT_DATA, PUBLISHED_SEGMENTER, RunFolder
 from uss.pipeline import PIPELINE, REFINE
-from uss.predict_refined import RefinedRun, run_refined
+from uss.predict_refined import run_refined
 from uss.presets import PRESETS
+from uss.result_archive import RefinedRun
 
 
 @main_guard
@@ -85,8 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-missing", action="store_true", help=missing)
     stale = "keep results that were made under other settings, instead of making them again"
     add("--keep-stale", action="store_true", help=stale)
-    hung = f"after which an image counts as hung ({IMAGE_TIMEOUT_S:g})"
-    add("--image-timeout", type=seconds, default=IMAGE_TIMEOUT_S, metavar="SECONDS", help=hung)
+    usual = RefinedRun.image_timeout_s
+    hung = f"after which an image counts as hung ({usual:g})"
+    add("--image-timeout", type=seconds, default=usual, metavar="SECONDS", help=hung)
     pixels = f"refuse images of more pixels ({MAX_PIXELS})"
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=pixels)
     add("--unmatched", action="store_true", help="put no match.json into the archive")

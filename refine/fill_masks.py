@@ -9,19 +9,19 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from core import log
 from core.data.imagenet_s import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
 from core.distributed import share
 from core.errors import StopWork, UserError
+from core.pipeline.folders import RunFolder
 from core.text import named
 from core.work.claims import TIMEOUT_S, Claims
 from core.work.mask_store import ImageIdentity
 from core.work.sharing import work_together
 from refine.mask_sources import ImageMasks, mask_source
-from uss.config import Config
-from uss.paths import RunFolder
 
 STAGE = "masks"
 
@@ -36,15 +36,14 @@ class Tally:
     failed: dict[str, str] = field(default_factory=dict)  # key -> reason
 
 
-def run(
-    config: Config, data: Path, run: RunFolder, split: str = "train", check: bool = False
-) -> int:
+def run(config: Any, data: Path, run: RunFolder, split: str = "train", check: bool = False) -> int:
     """Make the masks of every image of a split that has none in ``run.masks(split)``.
 
     What is there is told from file names alone; an image that was replaced is noticed by the stage
     that reads it.
 
     Args:
+        config: of any pipeline; its section ``masks`` is read, a :class:`refine.settings.Masks`.
         check: make nothing; read what is there, name the broken files and remove them.
 
     Returns:

@@ -1,16 +1,17 @@
-"""One image from file to refined label map, and the process in which that is done.
+"""One image from file to label map, as the network draws it and as masks refine it.
 
-What makes label maps is heavy and may run out of memory, hang or grow; so ``test.py`` keeps it in a
-child process (:class:`SupervisedRefiner`), and the parent writes the results.
+This is heavy and may run out of memory, hang or grow: ``refine.supervised`` keeps it in a child
+process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,39 +20,55 @@ from core.data.images import MAX_PIXELS, load_rgb
 from core.data.label_maps import png_of_label
 from core.data.rle import Record
 from core.memory import resident_mib
+from core.pipeline.stage import hook
 from core.work.worklist import Made
 from refine.mask_sources import ImageMasks, MaskSource, largest_first, mask_source
 from refine.segmenter import Segmenter
+from refine.settings import Sections
 from refine.vote import refine
-from uss.config import Config
 
 STAGE = "refine"
 #: Parts of an image's time, in seconds, as the ledger and the summary name them.
 PARTS = ("decode", "network", "SAM encode", "SAM masks", "vote", "write")
-IMAGE_TIMEOUT_S = 1800.0
+NETWORK_PARTS = ("decode", "network", "write")
 
 
 @dataclass(frozen=True)
 class Setup:
     """What a refiner needs; picklable."""
 
-    config: Config  # its sections masks, predict and refine
-    pretrained: Path  # checkpoint of the segmenter
-    pretrained_sam: Path | None  # None: the one at hand
-    masks: Path  # folder of the mask store
+    config: Sections
+    network: str
+    """``module:function`` of what loads the segmenter: (checkpoint, fixed_pool=bool) -> (network,
+    facts), see :class:`refine.segmenter.Segmenter`."""
+    pretrained: Path
+    """Checkpoint of the segmenter."""
+    pretrained_sam: Path | None = None
+    """SAM's checkpoint; None: the one at hand."""
+    masks: Path | None = None
+    """Folder of the mask store; None: the network alone is asked, and no masks are looked for."""
     max_pixels: int = MAX_PIXELS
+    """Images of more pixels are refused."""
 
 
 class Refiner:
-    """Label maps of images, before and after refinement, made in this process."""
+    """Label maps of images, before and after refinement, made in this process.
+
+    Args:
+        source: of masks; None: the one of the settings.
+    """
 
     processes = 1  # as in SupervisedRefiner
 
     def __init__(self, setup: Setup, source: MaskSource | None = None) -> None:
         self._setup = setup
-        self._segmenter = Segmenter(setup.pretrained, setup.config.predict)
-        self._source = source or mask_source(setup.config.masks, setup.pretrained_sam)
-        self._masks = ImageMasks(self._source, setup.masks)
+        predict = setup.config.predict
+        model, facts = hook(setup.network)(setup.pretrained, fixed_pool=predict.fixed_pool)
+        self._segmenter = Segmenter(model, facts, predict)
+        self._masks: ImageMasks | None = None
+        if setup.masks is not None:
+            source = source or mask_source(setup.config.masks, setup.pretrained_sam)
+            self._masks = ImageMasks(source, setup.masks)
 
     def __call__(self, item: ImageItem) -> Made:
         """The refined and the unrefined label map as PNG, in this order; the rule, seconds by part
@@ -60,7 +77,9 @@ class Refiner:
         Raises:
             UserError: the image cannot be used. StopWork: the mask store cannot be written.
         """
-        clock = _Clock()
+        images = self._masks
+        assert images is not None, "a refiner needs a mask store"
+        clock = _Clock(PARTS, images.source)
         with clock.part("decode"):
             rgb = load_rgb(item.path, self._setup.max_pixels)
         with clock.part("network"):
@@ -68,39 +87,48 @@ class Refiner:
             label = self._segmenter.label(logits, rgb.shape[:2])
 
         def masks() -> Iterator[np.ndarray]:
-            with self._timed(clock):
-                records: list[Record] = self._masks.records(item.key, rgb)
+            with clock.masks():
+                records: list[Record] = images.records(item.key, rgb)
             return largest_first(records)
 
         def prompter(points_xy: np.ndarray, signs: np.ndarray) -> np.ndarray:
-            with self._timed(clock):
-                return self._source.prompt(rgb, points_xy, signs)
+            with clock.masks():
+                return images.source.prompt(rgb, points_xy, signs)
 
         with clock.part("vote"):
             refined = refine(label, masks, logits, prompter, self._setup.config.refine)
         with clock.part("write"):
             contents = (png_of_label(refined.label), png_of_label(label))
-        facts = {"rule": refined.rule, "seconds": clock.seconds, "resident_mib": resident_mib()}
-        return Made(contents, facts)
+        return Made(contents, {"rule": refined.rule, **clock.facts()})
 
-    def network_only(self, item: ImageItem) -> bytes:
-        """The unrefined label map as PNG, without any mask."""
-        return png_of_label(self._segmenter(load_rgb(item.path, self._setup.max_pixels)))
+    def network_only(self, item: ImageItem) -> Made:
+        """The unrefined label map as PNG, without any mask; seconds by part and resident memory as
+        facts.
 
-    @contextlib.contextmanager
-    def _timed(self, clock: _Clock) -> Iterator[None]:
-        """What happens in the block counts as SAM's, and not as the part around it."""
-        encoding = self._source.encoding_s
-        with clock.part("SAM masks"):
-            yield
-        clock.move("SAM masks", "SAM encode", self._source.encoding_s - encoding)
+        Raises:
+            UserError: the image cannot be used.
+        """
+        clock = _Clock(NETWORK_PARTS)
+        with clock.part("decode"):
+            rgb = load_rgb(item.path, self._setup.max_pixels)
+        with clock.part("network"):
+            label = self._segmenter(rgb)
+        with clock.part("write"):
+            content = png_of_label(label)
+        return Made([content], clock.facts())
 
 
 class _Clock:
-    """Seconds by part; a part within another is taken out of it."""
+    """Seconds by part; a part within another is taken out of it.
 
-    def __init__(self) -> None:
-        self.seconds = {name: 0.0 for name in PARTS}
+    Args:
+        parts: their names.
+        source: of masks, which knows how long it has been encoding.
+    """
+
+    def __init__(self, parts: Sequence[str], source: MaskSource | None = None) -> None:
+        self.seconds = {name: 0.0 for name in parts}
+        self._source = source
         self._inner = 0.0
 
     @contextlib.contextmanager
@@ -115,10 +143,17 @@ class _Clock:
             self.seconds[name] += elapsed - self._inner
             self._inner = before + elapsed
 
-    def move(self, source: str, target: str, seconds: float) -> None:
-        """Count some of one part as another."""
-        self.seconds[source] -= seconds
-        self.seconds[target] += seconds
+    @contextlib.contextmanager
+    def masks(self) -> Iterator[None]:
+        """The block counts as SAM's: encoding as "SAM encode", what else it does as "SAM masks"."""
+        assert self._source is not None
+        before = self._source.encoding_s
+        with self.part("SAM masks"):
+            yield
+        encoding = self._source.encoding_s - before
+        self.seconds["SAM masks"] -= encoding
+        self.seconds["SAM encode"] += encoding
 
-
-# In a process of its own ------------------------------------------------------------------------
+    def facts(self) -> dict[str, Any]:
+        """For the ledger: the seconds, and this process's resident memory in MiB."""
+        return {"seconds": self.seconds, "resident_mib": resident_mib()}

@@ -9,30 +9,22 @@ from typing import Any
 import cv2
 import numpy as np
 
+from core.data.crops import network_input
 from core.files import sha256_of
 from refine.settings import Predict as Settings
-from uss.networks import load_segmenter, network_input
 
 
 class Segmenter:
     """A fine-tuned network and how images are brought to it.
 
-    Trunk, head and class count come from the checkpoint.
-
     Args:
-        path: checkpoint file.
+        model: (1, 3, h, w) float32 -> logits (1, C + 1, h', w') float32, in eval mode.
+        facts: what the pipeline knows of the network, kept as ``facts``.
         settings: size of the input and cap of the output.
-        arch, num_classes: see :func:`uss.networks.segmenter_facts`.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        settings: Settings,
-        arch: str | None = None,
-        num_classes: int | None = None,
-    ) -> None:
-        self._model, self.facts = load_segmenter(path, arch, num_classes, settings.fixed_pool)
+    def __init__(self, model: Any, facts: Any, settings: Settings) -> None:
+        self._model, self.facts = model, facts
         self._settings = settings
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""TODO."""
+"""All settings that this package reads; a pipeline's configuration has a section for each class."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,17 @@ class Refine:
     keep_regions: float = 0.0
     # A prompted mask of more than this share of the image is not painted.
     max_prompted: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sections:
+    """What making one label map needs of a pipeline's configuration."""
+
+    masks: Masks = Masks()
+    predict: Predict = Predict()
+    refine: Refine = Refine()
+
+    @classmethod
+    def of(cls, config: Any) -> Sections:
+        """The sections ``masks``, ``predict`` and ``refine`` of any pipeline's configuration."""
+        return cls(config.masks, config.predict, config.refine)

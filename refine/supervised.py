@@ -1,7 +1,12 @@
-"""TODO."""
+"""A refiner in a process of its own, which is watched.
+
+Making label maps may run out of memory, hang or grow. The child process does nothing else; the
+parent gives it one image at a time, waits no longer than it wants to, and writes the results.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +16,9 @@ from core.distributed import child_environment
 from core.errors import StopWork, UserError
 from core.work.child import Child, ChildFailed
 from core.work.worklist import Made
-from refine.one_image import IMAGE_TIMEOUT_S, STAGE, Refiner, Setup
+from refine.one_image import STAGE, Refiner, Setup
+
+IMAGE_TIMEOUT_S = 1800.0
 
 _IMAGES_PER_CHILD = 500  # then a new process: what libraries lose in memory stays bounded
 
@@ -24,6 +31,13 @@ class SupervisedRefiner:
     An image without answer (the child died, hung, or ran out of memory) is tried once more in a new
     process with smaller batches. The child is started with the first image and anew every few
     hundred.
+
+    Args:
+        setup: see :class:`refine.one_image.Setup`.
+        image_timeout_s: seconds after which an image counts as hung.
+        maker: ``module:function`` of what makes the answerer in the child, see :func:`answerer`.
+        images_per_child: after so many images a new child is started.
+        stage: name in the log.
     """
 
     def __init__(
@@ -32,7 +46,9 @@ class SupervisedRefiner:
         image_timeout_s: float = IMAGE_TIMEOUT_S,
         maker: str = "refine.supervised:answerer",
         images_per_child: int = _IMAGES_PER_CHILD,
+        stage: str = STAGE,
     ) -> None:
+        self._stage = stage
         self._timeout_s = image_timeout_s
         self._images_per_child = images_per_child
         masks = setup.config.masks
@@ -59,13 +75,13 @@ class SupervisedRefiner:
         """
         return self._attempt(("refine", item))
 
-    def network_only(self, item: ImageItem) -> bytes:
+    def network_only(self, item: ImageItem) -> Made:
         """See :meth:`Refiner.network_only`."""
         return self._attempt(("network", item))
 
     def _attempt(self, request: tuple[str, ImageItem]) -> Any:
         first, second = self._children
-        key = request[1].key
+        what, item = request
         if self._answered >= self._images_per_child:
             first.close()
             self._answered = 0
@@ -74,7 +90,8 @@ class SupervisedRefiner:
             self._answered += 1
             return first.ask(request, self._timeout_s)
         except ChildFailed as error:
-            log.warn(STAGE, f"{key}: {error}; once more in a new process with smaller batches")
+            smaller = " with smaller batches" if what == "refine" else ""
+            log.warn(self._stage, f"{item.key}: {error}; once more in a new process{smaller}")
         self._answered = 0
         try:
             self._start(second)
@@ -87,21 +104,21 @@ class SupervisedRefiner:
     def _start(self, child: Child) -> None:
         if child.running:
             return
-        log.info(STAGE, "loading the network (compiles kernels at the first use)")
+        log.info(self._stage, "loading the network (compiles kernels at the first use)")
         self.processes += 1
         try:
             child.start(max(self._timeout_s, IMAGE_TIMEOUT_S))
         except ChildFailed as error:
-            raise StopWork(f"the process that refines images could not start: {error}") from error
+            raise StopWork(f"the process that labels images could not start: {error}") from error
         except UserError as error:
             raise StopWork(str(error)) from error
 
 
-def answerer(setup: Setup) -> Any:
+def answerer(setup: Setup) -> Callable[[tuple[str, ImageItem]], Made]:
     """For ``core.work.child``: answers ("refine" or "network", item)."""
     refiner = Refiner(setup)
 
-    def answer(request: tuple[str, ImageItem]) -> Any:
+    def answer(request: tuple[str, ImageItem]) -> Made:
         what, item = request
         return refiner(item) if what == "refine" else refiner.network_only(item)
 

@@ -159,7 +159,9 @@ def _predictions(options: argparse.Namespace, pipeline: Pipeline, run: Any) -> I
     from refine.segmenter import Segmenter
 
     access, path = _segmenter(pipeline, run)
-    segmenter = Segmenter(path, _config(options, pipeline, path).predict)
+    settings = _config(options, pipeline, path).predict
+    model, facts = hook(access.load)(path, fixed_pool=settings.fixed_pool)
+    segmenter = Segmenter(model, facts, settings)
     names = _names(options, run, path, segmenter.facts.num_classes)
 
     def paint(_: Path, rgb: np.ndarray) -> Image.Image:
@@ -171,12 +173,13 @@ def _predictions(options: argparse.Namespace, pipeline: Pipeline, run: Any) -> I
 @contextlib.contextmanager
 def _refined(options: argparse.Namespace, pipeline: Pipeline, run: Any) -> Iterator[Painter]:
     from refine.one_image import Refiner, Setup
+    from refine.settings import Sections
 
     access, path = _segmenter(pipeline, run)
     names = _names(options, run, path, hook(access.facts)(path).num_classes)
     with tempfile.TemporaryDirectory() as masks:
-        config = _config(options, pipeline, path)
-        refiner = Refiner(Setup(config, path, None, Path(masks)))
+        config = Sections.of(_config(options, pipeline, path))
+        refiner = Refiner(Setup(config, access.load, path, None, Path(masks)))
 
         def paint(image: Path, rgb: np.ndarray) -> Image.Image:
             made = refiner(ImageItem(image, image.stem))

@@ -18,7 +18,7 @@ from core import distributed, log
 from core.checkpoints.files import load_state
 from core.checkpoints.torch_reader import state_dict_of
 from core.config import require_positive
-from core.data.crops import resize_nearest_floor
+from core.data.crops import network_input, resize_nearest_floor
 from core.data.imagenet_s import ImageItem, list_images, mask_path, split_folder
 from core.data.images import load_rgb
 from core.data.label_maps import IGNORE, load_label, png_of_label
@@ -30,7 +30,7 @@ from tools.evaluate.folder import evaluate, labelled_images
 from tools.submission import results
 from uss import paths
 from uss.config import Config
-from uss.networks import arch_of, network_input
+from uss.networks import arch_of
 from uss.paths import RunFolder
 from uss.pipeline import DISTANCE_MATCHING
 

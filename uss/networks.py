@@ -16,8 +16,8 @@ import numpy as np
 
 from core.checkpoints.files import load_state
 from core.checkpoints.torch_reader import state_dict_of
-from core.data import crops
-from core.errors import StopWork, UserError
+from core.data.crops import network_input
+from core.errors import UserError
 
 State = Mapping[str, np.ndarray]
 
@@ -147,18 +147,6 @@ def mean_attention(model: Any, rgb: np.ndarray, resize: int, square: bool = Fals
 
     with jt.no_grad():
         return model.attention_map(jt.array(network_input(rgb, resize, square))).numpy()[0, 0]
-
-
-def network_input(rgb: np.ndarray, resize: int, square: bool = False) -> np.ndarray:
-    """float32 (1, 3, h, w) of a uint8 RGB image: shorter side (or both) to ``resize``, normalised.
-
-    Raises:
-        StopWork: ``resize`` is no size. UserError: see :func:`core.data.crops.resize_short_side`.
-    """
-    if resize < 1:
-        raise StopWork(f"images cannot be brought to {resize} pixels: set resize to 1 or more")
-    scaled = crops.resize_square(rgb, resize) if square else crops.resize_short_side(rgb, resize)
-    return crops.normalise(scaled)[None]
 
 
 def _facts_of(

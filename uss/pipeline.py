@@ -241,6 +241,13 @@ DISTANCE_MATCHING = Stage(
 )
 
 
+SEGMENTER = SegmenterAccess(
+    checkpoint=segmenter_input,
+    load="uss.networks:load_segmenter",
+    facts="uss.networks:segmenter_facts",
+)
+
+
 def _recipe(name: str) -> list[tuple[Stage, Config]]:
     """The stages that the scripts of a preset run: with PASS's own presets one trunk and no SAM,
     else train_1.sh to train_4.sh and test.py, of which the third labels with the smaller trunk.
@@ -310,11 +317,7 @@ PIPELINE = Pipeline(
     ),
     trunks=ARCHS,
     completed=_completed,
-    segmenter=SegmenterAccess(
-        checkpoint=segmenter_input,
-        load="uss.networks:load_segmenter",
-        facts="uss.networks:segmenter_facts",
-    ),
+    segmenter=SEGMENTER,
     maps={"attention": "uss.attention_maps:AttentionMaps"},
     report_extras="uss.pseudo_labels:report_extras",
     recipe=_recipe,

@@ -6,28 +6,36 @@ refinement, which ``test.py`` adds, in ``uss.predict_refined``.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core import distributed
-from core.data.imagenet_s import ImageItem, list_images, split_folder
-from core.data.images import load_rgb
-from core.data.label_maps import png_of_label
+from core.data.imagenet_s import list_images, split_folder
 from core.errors import UserError
 from core.pipeline.folders import VALIDATION
 from core.scoring.matching import read_match
 from core.work.worklist import Worklist
-from refine.segmenter import Segmenter, decisive_settings
+from refine.label_split import AnyRefiner, label_split
+from refine.one_image import Setup
+from refine.segmenter import decisive_settings
+from refine.settings import Sections
+from refine.supervised import SupervisedRefiner
 from tools.evaluate.folder import evaluate
 from tools.submission import results
 from tools.submission.archive import Method
 from tools.submission.results import Match
 from uss import paths
 from uss.config import Config
+from uss.networks import segmenter_facts
 from uss.paths import RunFolder
+from uss.pipeline import PREDICT, SEGMENTER
 from uss.pseudo_labels import disclosed
 
-STAGE = "predict"
+STAGE = PREDICT.command
+_WATCHED = functools.partial(SupervisedRefiner, stage=STAGE)
 _AUTO = ("testB", "testA", "test", VALIDATION)  # "auto" takes the first that there is
 
 
@@ -37,74 +45,81 @@ def run(
     run: RunFolder,
     split: str = "auto",
     match_file: Path | None = None,
+    make_refiner: Callable[[Setup], Any] = _WATCHED,
 ) -> None:
     """Predict a split into ``run.predictions(split)`` and zip it beside, with a match.
 
     The match is found on the masks of the validation split, which is predicted first; without
-    those, on the split's own. Finished images are skipped.
+    those, on the split's own. Finished images are skipped. There is no archive while an image of
+    either split cannot be labelled; ``run.prediction_failures(split)`` then says which and why.
 
     Args:
         split: "auto" takes the first of testB, testA, test and validation that there is.
         match_file: take this match and find none.
+        make_refiner: setup -> a context manager, see :class:`refine.label_split.AnyRefiner`.
 
     Raises:
-        UserError: no segmenter, one of another trunk or class count, images that cannot be read, or
-            a match that does not fit.
+        UserError: no segmenter, one of another trunk or class count, images that cannot be
+            labelled, or a match that does not fit.
     """
     split = _auto_split(data) if split == "auto" else split
     split_folder(data, split)
     path = paths.segmenter_input(run)
-    segmenter = Segmenter(path, config.predict, config.arch, config.num_classes)
-    decisive = decisive_settings(path, config.predict)
-    num_classes = segmenter.facts.num_classes
-    match = read_match(match_file, num_classes) if match_file else None
+    facts = segmenter_facts(path, config.arch, config.num_classes)
+    match = read_match(match_file, facts.num_classes) if match_file else None
     match_split = None
     if match is None and results.has_masks(data, VALIDATION):
         match_split = VALIDATION
     elif match is None and results.has_masks(data, split):
         match_split = split
-    if match_split == VALIDATION != split:
-        match = _predict_split(segmenter, decisive, data, run, VALIDATION, None)
-    match = _predict_split(segmenter, decisive, data, run, split, match)
+    archive = run.predictions(split).with_name(f"{split}.zip")
+    decisive = decisive_settings(path, config.predict)
+    with make_refiner(Setup(Sections.of(config), SEGMENTER.load, path)) as refiner:
+        job = _Job(data, run, refiner, decisive, facts.num_classes, archive)
+        if match_split == VALIDATION != split:
+            match = job.predict(VALIDATION, None)
+        match = job.predict(split, match)
     if distributed.is_main():
-        folder = run.predictions(split)
-        archive = folder.with_name(f"{split}.zip")
-        method = Method(network=segmenter.facts.name, method="PASS, Jittor")
+        method = Method(network=facts.name, method="PASS, Jittor")
         method = disclosed(method, path, run, match_split)
-        results.pack(folder, data, split, archive, match, num_classes, method)
+        folder = run.predictions(split)
+        results.pack(folder, data, split, archive, match, facts.num_classes, method)
 
 
-def _predict_split(
-    segmenter: Segmenter,
-    decisive: dict[str, Any],
-    data: Path,
-    run: RunFolder,
-    split: str,
-    match: Match | None,
-) -> Match | None:
-    """Predict a split and score it where there are masks; the match.
+@dataclass(frozen=True)
+class _Job:
+    data: Path
+    run: RunFolder
+    refiner: AnyRefiner
+    decisive: dict[str, Any]  # settings that decide a label map
+    num_classes: int
+    archive: Path
 
-    Where no ``match`` is given it is found on the masks, on the main process.
-    """
-    items = list_images(split_folder(data, split))
-    folder = run.predictions(split)
-    work = Worklist(folder, {**decisive, "data": str(data)})
+    def predict(self, split: str, match: Match | None) -> Match | None:
+        """Predict a split and score it where there are masks; the match.
 
-    def predict(item: ImageItem) -> bytes:
-        return png_of_label(segmenter(load_rgb(item.path)))
-
-    work.run(items, predict, f"{STAGE} {split}")
-    distributed.barrier()
-    if not distributed.is_main():
-        return None
-    results.require_finished(work, items)
-    if not results.has_masks(data, split):
-        return match
-    result = evaluate(folder, data, split, segmenter.facts.num_classes, match)
-    checkpoint = decisive["checkpoint_sha256"]
-    results.keep_evaluation(folder, split, checkpoint, {"predictions": result})
-    results.print_scores(folder, split)
-    return result.match
+        Where no ``match`` is given it is found on the masks, on the main process.
+        """
+        items = list_images(split_folder(self.data, split))
+        folder = self.run.predictions(split)
+        work = Worklist(folder, {**self.decisive, "data": str(self.data)})
+        outcome = label_split(work, items, self.refiner, STAGE, split, network_only=True)
+        distributed.barrier()
+        if not distributed.is_main():
+            return None
+        report = self.run.prediction_failures(split)
+        outcome.report(report, STAGE)
+        if outcome.failed:
+            # Left over from an earlier run, it could be taken for this one's.
+            self.archive.unlink(missing_ok=True)
+            raise UserError(outcome.complaint(report))
+        if not results.has_masks(self.data, split):
+            return match
+        result = evaluate(folder, self.data, split, self.num_classes, match)
+        checkpoint = self.decisive["checkpoint_sha256"]
+        results.keep_evaluation(folder, split, checkpoint, {"predictions": result})
+        results.print_scores(folder, split)
+        return result.match
 
 
 def _auto_split(data: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from core import distributed, log
+from core.data.crops import network_input
 from core.data.imagenet_s import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
 from core.data.label_maps import png_of_label
@@ -35,7 +36,7 @@ from uss import paths
 from uss.config import Config
 from uss.config import PseudoLabels as Settings
 from uss.mask_labels import LevelledLabel, label_from_masks
-from uss.networks import load_pixel_attention, network_input
+from uss.networks import load_pixel_attention
 from uss.paths import RunFolder
 from uss.pipeline import PSEUDO_LABELS
 from uss.presets import GIVE_THRESHOLD

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 
-from core.errors import UserError
+from core.errors import StopWork, UserError
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -65,6 +65,19 @@ def resize_short_side(rgb: np.ndarray, size: int) -> np.ndarray:
 def resize_square(rgb: np.ndarray, size: int) -> np.ndarray:
     """uint8 RGB squashed to (size, size), as the Jittor baseline feeds its networks."""
     return resize(rgb, (size, size))
+
+
+def network_input(rgb: np.ndarray, size: int, square: bool = False) -> np.ndarray:
+    """float32 (1, 3, h, w) of a uint8 RGB image (H, W, 3): the shorter side (both sides, where
+    ``square``) brought to ``size`` pixels, then normalised.
+
+    Raises:
+        StopWork: ``size`` is no size. UserError: see :func:`resize_short_side`.
+    """
+    if size < 1:
+        raise StopWork(f"images cannot be brought to {size} pixels: set resize to 1 or more")
+    scaled = resize_square(rgb, size) if square else resize_short_side(rgb, size)
+    return normalise(scaled)[None]
 
 
 def resize_nearest(label: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

@@ -6,6 +6,7 @@ A pipeline's ``paths.py`` adds the folders of its stages::
     RUN/times.jsonl               wall-clock seconds of every stage
     RUN/masks/<split>/            mask store
     RUN/predictions/<split>/      label maps of the segmenter, <key>.png
+    RUN/predictions/failed_<split>.json  images without label map, with reasons
     RUN/segmenter/                checkpoint.pth.tar, log.jsonl, config.json
     RUN/result/                   what test.py leaves, where it was told to leave it there
 
@@ -77,6 +78,10 @@ class RunFolder:
     def predictions(self, split: str) -> Path:
         """Folder of the segmenter's own predictions of a split."""
         return self.root / "predictions" / split
+
+    def prediction_failures(self, split: str) -> Path:
+        """Report of the images that the segmenter could not label: JSON, key -> reason."""
+        return self.root / "predictions" / f"failed_{split}.json"
 
     def stated_pipeline(self) -> str | None:
         """Name of the pipeline that made the folder; None where it states none."""

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.data.crops import network_input
 from core.errors import StopWork, UserError
 from refine.segmenter import Segmenter, label_of_logits
 from refine.settings import Predict
-from uss.networks import SegmenterFacts, network_input
+from uss.networks import SegmenterFacts, load_segmenter
 
 
 def test_argmax_of_resized_logits() -> None:
@@ -75,24 +76,24 @@ def test_a_checkpoint_of_another_kind_is_refused(
     plain_checkpoint: Path, arch: str, num_classes: int | None, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        Segmenter(plain_checkpoint, Predict(), arch, num_classes)
+        load_segmenter(plain_checkpoint, arch, num_classes)
 
 
 def test_other_files_are_no_segmenter(attention_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fine-tuned segmenter"):
-        Segmenter(attention_checkpoint, Predict())
+        load_segmenter(attention_checkpoint)
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(UserError, match="text.pth"):
-        Segmenter(tmp_path / "text.pth", Predict())
+        load_segmenter(tmp_path / "text.pth")
 
 
 def test_kind_and_class_count_come_from_the_checkpoint(plain_checkpoint: Path) -> None:
-    segmenter = Segmenter(plain_checkpoint, Predict(resize=64), "resnet18")
+    segmenter = Segmenter(*load_segmenter(plain_checkpoint, "resnet18"), Predict(resize=64))
     assert segmenter.facts == SegmenterFacts("resnet18", 2, None)
     assert segmenter.facts.name == "ResNet18-1x1 convolution"
     rgb = np.random.default_rng(0).integers(0, 255, (40, 80, 3), dtype=np.uint8)
     assert segmenter.logits(rgb).shape == (3, 2, 4)
-    square = Segmenter(plain_checkpoint, Predict(resize=64, square=True))
+    square = Segmenter(*load_segmenter(plain_checkpoint), Predict(resize=64, square=True))
     assert square.logits(rgb).shape == (3, 2, 2)
 
 

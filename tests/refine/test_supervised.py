@@ -16,16 +16,18 @@ from core.data.imagenet_s import ImageItem
 from core.errors import StopWork, UserError
 from core.work.worklist import Made
 from refine.one_image import Setup
-from refine.settings import Masks
+from refine.settings import Masks, Sections
 from refine.supervised import SupervisedRefiner
-from uss.config import Config
 
-SETUP = Setup(Config(masks=Masks(points_per_batch=64)), Path("none"), None, Path("none"))
+SETUP = Setup(
+    Sections(masks=Masks(points_per_batch=64)), "none:none", Path("none"), None, Path("none")
+)
 
 
 def maker(setup: Setup) -> Callable[[Any], Any]:
     """Runs in the child: what happens to an image is told by its name."""
     batch = setup.config.masks.points_per_batch
+    assert setup.masks is not None
     if setup.masks.name == "refuse":
         raise UserError("no SAM weights")
     if setup.masks.name == "die":

@@ -23,7 +23,7 @@ from tools.submission.check import check_zip
 from uss import predict_refined
 from uss.config import Config
 from uss.paths import RunFolder
-from uss.predict_refined import RefinedRun
+from uss.result_archive import RefinedRun
 
 CONFIG = Config(arch="resnet18", num_classes=2, predict=Predict(resize=64, max_res=0))
 

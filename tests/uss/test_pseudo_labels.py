@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from core.data.crops import network_input
 from core.data.imagenet_s import ImageItem
 from core.data.images import load_rgb
 from core.data.label_maps import load_label
@@ -18,7 +19,7 @@ from refine.mask_sources import ImageMasks
 from tests.helpers.quarter_masks import QuarterMasks, write_photographs
 from uss import pseudo_labels
 from uss.config import Config, PseudoLabels
-from uss.networks import load_pixel_attention, network_input
+from uss.networks import load_pixel_attention
 from uss.paths import RunFolder
 from uss.pseudo_labels import chosen_by_masks
 
