@@ -1,4 +1,4 @@
-"""TODO."""
+"""The settings of masks, of prediction and of refinement, which pipelines put into their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Refine images in a process that is watched: if it dies or hangs on an image, the run goes on."""
 
 from __future__ import annotations
 
