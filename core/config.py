@@ -24,6 +24,25 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
 
     Raises:
         UserError: not of the form ``key=value``, an unknown key, or a value of the wrong type.
+
+    Example::
+
+        >>> from dataclasses import dataclass
+        >>> from core.config import override
+        >>> @dataclass(frozen=True)
+        ... class Train:
+        ...     epochs: int = 200
+        ...     crop_sizes: tuple[int, ...] = (224, 96)
+        >>> @dataclass(frozen=True)
+        ... class Settings:
+        ...     seed: int = 31
+        ...     train: Train = Train()
+        >>> override(Settings(), ["train.epochs=3", "train.crop_sizes=64,32"])
+        Settings(seed=31, train=Train(epochs=3, crop_sizes=(64, 32)))
+        >>> override(Settings(), ["train.epochs=many"])
+        Traceback (most recent call last):
+            ...
+        core.errors.UserError: train.epochs expects int, not 'many'
     """
     for assignment in assignments:
         key, equals, text = assignment.partition("=")

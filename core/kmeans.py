@@ -1,4 +1,4 @@
-"""TODO."""
+"""k-means and nearest centres by faiss, whose import waits until it is needed (numpy outside)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ from typing import Any
 
 import numpy as np
 
-_MAX_POINTS = 10_000_000  # of a centroid: every image counts, none is sampled away
+# faiss would draw a sample where a centre has more points than this; here every image counts.
+_MAX_POINTS = 10_000_000
 
 
 def kmeans(
     features: np.ndarray, clusters: int, iterations: int, redo: int, seed: int
 ) -> tuple[np.ndarray, float]:
-    """Euclidean k-means by faiss, on a GPU where faiss has one.
+    """Find centres that minimise the squared Euclidean distances; on a GPU where faiss sees one.
 
     Args:
         features: (N, D) float32, N >= clusters.
-        redo: number of starts, of which the best is kept.
-        seed: of the starts; the same seed gives the same centres.
+        clusters: number of centres.
+        iterations: steps of Lloyd's algorithm from each start.
+        redo: number of random starts; the result of the best one is returned.
+        seed: seed of the random starts. The same seed and features give the same centres.
 
     Returns:
-        centres (clusters, D) float32, and the sum of squared distances of the features to theirs.
+        The centres, (clusters, D) float32, and the sum over all features of the squared distance
+        to the nearest centre.
     """
     import faiss
 
@@ -37,7 +41,9 @@ def kmeans(
 
 
 def assign(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """(N,) int64: nearest centre of each feature (N, D), Euclidean."""
+    """(N,) int64: index of the centre that is nearest to each feature (N, D), by Euclidean
+    distance.
+    """
     index = _flat_index(centres.shape[1])
     index.add(np.ascontiguousarray(centres, dtype=np.float32))
     _, nearest = index.search(np.ascontiguousarray(features, dtype=np.float32), 1)
@@ -45,7 +51,9 @@ def assign(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
-    """Rows divided by their Euclidean length; the small constant keeps an all-zero row finite."""
+    """Each row of (N, D) divided by its Euclidean length. A small constant is added to the length,
+    so that a row of zeros stays finite.
+    """
     return features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)
 
 

@@ -1,4 +1,4 @@
-"""Words and numbers for people."""
+"""Durations and lists of names as text for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 def duration(seconds: float | None) -> str:
-    """For people: 45 s, 12 min, 3.4 h, 5.1 days."""
+    """Seconds as 45 s, 12 min, 3.4 h or 5.1 days; "?" for None."""
     if seconds is None:
         return "?"
     for unit, size, below in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):

@@ -31,31 +31,70 @@ class _Candidate:
 
 
 class SamAutomaticMaskGenerator:
-    """Prompts the model with a grid of points over the image (and over crops of it) and filters the
-    masks.
+    """Prompts the model with a grid of points over the image, and over crops of it where asked, and
+    keeps the masks that pass its filters.
+
+    The defaults find the large and middle-sized things of a photograph. For small things raise
+    ``points_per_side`` or ``crop_n_layers``; for more masks, of lower quality, lower the two
+    thresholds; for less memory lower ``points_per_batch``.
 
     Args:
         model: a ``sam.build.Sam`` with its weights loaded.
-        points_per_side: the grid has this many points squared; None when ``point_grids`` is given.
-        points_per_batch: points decoded at once, at most; bounds the memory. Where so much is not
-            free, the batch is halved until it fits, with a warning.
-        pred_iou_thresh: masks whose predicted IoU is not larger go.
-        stability_score_thresh: masks whose stability score is smaller go.
-        stability_score_offset: shift (in logits) of the threshold for that score.
-        box_nms_thresh: IoU of boxes above which the worse of two masks of one crop goes.
-        crop_n_layers: layers of crops beyond the whole image; layer i has 4**i crops.
-        crop_nms_thresh: the same as ``box_nms_thresh`` between crops, where the smaller crop wins.
-        crop_overlap_ratio: overlap of crops in layer 1 as a fraction of the short side.
-        crop_n_points_downscale_factor: the grid of layer i has points_per_side / factor**i points a
-            side.
-        point_grids: own grids in [0, 1], one per layer, instead of ``points_per_side``.
-        min_mask_region_area: holes and islands smaller than this many pixels are removed; 0 leaves
-            them.
-        output_mode: form of ``segmentation``: "binary_mask", "uncompressed_rle" or "coco_rle".
+        points_per_side: the grid has this many points along each side, and so its square in all. A
+            denser grid meets smaller objects; the time grows with the square. None when
+            ``point_grids`` is given.
+        points_per_batch: how many points are decoded at once, at most. More is faster and takes
+            more memory; the masks stay the same. Where the memory is not free, the batch is halved
+            until it fits, with a warning.
+        pred_iou_thresh: drop masks whose predicted IoU is not above this. Raise it to keep only
+            masks of which the model is sure; 0 keeps all.
+        stability_score_thresh: drop masks whose stability score is below this. The score says how
+            little a mask changes when its threshold moves; raise it where masks have frayed
+            borders, 0 keeps all.
+        stability_score_offset: how far the threshold moves for that score, in logits. A larger
+            offset asks for sharper borders.
+        box_nms_thresh: of two masks of one crop whose boxes have an IoU above this, drop the one of
+            lower predicted IoU. Lower it where an object comes back several times; raise it where
+            nested or overlapping objects get lost.
+        crop_n_layers: layers of crops beyond the whole image; layer i has 4**i crops, each encoded
+            by itself. A layer finds objects that are too small in the whole image, and costs four
+            times as many encodings as the one before.
+        crop_nms_thresh: like ``box_nms_thresh``, between masks of different crops; there the mask
+            of the smaller crop is kept.
+        crop_overlap_ratio: overlap of the crops in layer 1, as a fraction of the image's shorter
+            side, halved in each further layer. An object that a crop cuts is dropped there; with
+            more overlap another crop holds it whole.
+        crop_n_points_downscale_factor: the grid of layer i has points_per_side / factor**i points
+            along each side. Crops show a part of the image only, so a factor of 2 keeps the number
+            of points per object about the same and saves most of the decoding.
+        point_grids: own grids instead of ``points_per_side``, one (N, 2) array of (x, y) in [0, 1]
+            for the image and one for each layer of crops; to look at some places only.
+        min_mask_region_area: fill holes and drop islands of fewer pixels than this, and drop masks
+            that become duplicates by it; for masks without specks. 0 leaves them as they are.
+        output_mode: form of ``segmentation``: "binary_mask" for a bool array, "uncompressed_rle" or
+            "coco_rle" for run lengths, which take far less memory when there are many masks.
 
     Raises:
         ValueError: not exactly one of ``points_per_side`` and ``point_grids``, or an unknown output
             mode.
+
+    Example (random weights, whose masks pass no filter; hence the zeros)::
+
+        >>> import numpy as np
+        >>> from sam import SamAutomaticMaskGenerator, sam_model_registry
+        >>> generator = SamAutomaticMaskGenerator(
+        ...     sam_model_registry["vit_t"](checkpoint=None),
+        ...     points_per_side=2,
+        ...     pred_iou_thresh=0,
+        ...     stability_score_thresh=0,
+        ... )
+        >>> records = generator.generate(np.full((120, 160, 3), 128, np.uint8))
+        >>> sorted(records[0])  # doctest: +NORMALIZE_WHITESPACE
+        ['area', 'bbox', 'crop_box', 'point_coords', 'predicted_iou', 'segmentation',
+         'stability_score']
+        >>> mask = records[0]["segmentation"]
+        >>> mask.shape, mask.dtype.name, records[0]["area"] == int(mask.sum())
+        ((120, 160), 'bool', True)
     """
 
     def __init__(

@@ -23,6 +23,25 @@ class SamPredictor:
 
     Args:
         sam_model: a ``sam.build.Sam`` with its weights loaded.
+
+    Example (without a checkpoint the weights are random; the shapes are the same)::
+
+        >>> import numpy as np
+        >>> from sam import SamPredictor, sam_model_registry
+        >>> predictor = SamPredictor(sam_model_registry["vit_t"](checkpoint=None))
+        >>> predictor.set_image(np.full((120, 160, 3), 128, np.uint8))
+        >>> point_xy, foreground = np.array([[80, 60]]), np.array([1])
+        >>> masks, iou, low_res = predictor.predict(point_xy, foreground)
+        >>> masks.shape, masks.dtype.name, iou.shape, low_res.shape
+        ((3, 120, 160), 'bool', (3,), (3, 256, 256))
+
+        A box is answered best by a single mask:
+
+        >>> masks, iou, _ = predictor.predict(
+        ...     box=np.array([40, 30, 120, 90]), multimask_output=False
+        ... )
+        >>> masks.shape, iou.shape
+        ((1, 120, 160), (1,))
     """
 
     def __init__(self, sam_model: Any) -> None:

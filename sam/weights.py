@@ -1,8 +1,8 @@
-"""SAM weights and published checkpoints: where they are looked for, and how the free ones are
-fetched.
+"""SAM's weights: where they are looked for, and how the ones that are free are fetched.
 
-``python -m uss weights`` fetches the TinyViT SAM into the user's cache and prints what was found.
-The files, their models and checksums stand in ``weights/manifest.json``.
+:func:`find_sam` takes an official file where one lies in ``weights/``, else the small SAM with a
+TinyViT encoder, which :func:`fetch_sam` has put into the user's cache (``tools.weights`` is the
+command that calls it). ``weights/manifest.json`` lists the files, their models and checksums.
 """
 
 from __future__ import annotations
@@ -211,6 +211,3 @@ def _member(tarball: Path, expected: dict[str, str], target: Path) -> Path:
             "remove it and run the command again"
         )
     return target
-
-
-# Command ----------------------------------------------------------------------------------------

@@ -156,8 +156,37 @@ def test_numpy_only_modules_do_not_start_jittor() -> None:
 def test_package_files_hold_a_docstring_only(package: str) -> None:
     body = TREES[package].body
     assert ast.get_docstring(TREES[package]), f"{package} has no docstring"
-    if package != "sam":  # resolves the official API's three names on first use
+    if package != "sam":  # resolves the official API's names on first use
         assert len(body) == 1
+
+
+def contents(folder: Path) -> Iterator[str]:
+    """Names of a package's modules and sub-packages, and of its other folders with a "/"."""
+    for entry in folder.iterdir():
+        if entry.suffix == ".py" and entry.stem != "__init__":
+            yield entry.stem
+        elif entry.is_dir() and any(entry.glob("*.py")):
+            yield entry.name
+        elif entry.name != "__pycache__" and entry.is_dir():
+            # Where a folder has moved away, its compiled files may have stayed.
+            yield from {f"{entry.name}/" for path in entry.iterdir() if path.is_file()}
+
+
+FOLDERS = sorted({path.parent for path in SOURCES if path.parent != ROOT})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_docstring_of_a_package_is_its_map(folder: Path) -> None:
+    """A line for each module, sub-package and other folder, and none for what is not there."""
+    package = ".".join(folder.relative_to(ROOT).parts)
+    assert package in TREES, f"{package} has no __init__.py"
+    text = ast.get_docstring(TREES[package]) or ""
+    head, _, lines = text.partition("\n\n")
+    assert head.endswith("."), f"{package} does not say what the room is for"
+    rows = [re.fullmatch(r"(\w+/?) {2,}(\S.*)", line) for line in lines.splitlines()]
+    named = [row[1] for row in rows if row is not None]
+    assert len(named) == len(rows), f"{package}: a line of the map is not NAME  WHAT IT IS"
+    assert sorted(named) == sorted(contents(folder))
 
 
 def test_sam_offers_the_official_names() -> None:

@@ -52,10 +52,25 @@ def test_settings_and_files_in_the_text_exist(name: str) -> None:
                     value = getattr(value, part)
                 if setting[2] and not setting[2].endswith("..."):
                     core_config.override(plain, [setting[1] + setting[2]])
-        inside = re.match(r"^(core|models|sam|uss|scripts|docs|tests|benchmarks)/[\w./-]+$", span)
+
+
+# Those of the project's own folders; the last two are no documents to follow, but name things too.
+FOLDERS = "core|models|sam|refine|tools|uss|scripts|docs|tests|benchmarks"
+NAMING = [*NAMES, "CONTRIBUTING.md", "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("name", NAMING)
+def test_files_and_modules_in_the_text_exist(name: str) -> None:
+    for span in spans((ROOT / name).read_text(encoding="utf-8")):
+        inside = re.match(rf"^({FOLDERS})/[\w./-]+$", span)
         if inside or re.match(r"^[\w.-]+\.(sh|py|md|yaml|toml)$", span):
             beside = (ROOT / name).parent / span
             assert (ROOT / span).exists() or beside.exists(), f"{name}: no file {span}"
+        if re.match(r"^(core|models|sam|refine|tools)(\.\w+)+$", span):
+            module, _, last = span.rpartition(".")
+            path = ROOT / span.replace(".", "/")
+            if not path.with_suffix(".py").is_file() and not path.is_dir():
+                assert hasattr(importlib.import_module(module), last), f"{name}: no module {span}"
 
 
 def every_flag(parsed: Parse) -> set[str]:

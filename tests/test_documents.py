@@ -82,7 +82,7 @@ def check_invocation(invocation: Invocation, parsed: Parse) -> None:
     elif program == "conda":
         assert arguments[:3] == ["env", "create", "-f"] and (ROOT / arguments[3]).is_file()
     elif program == "apt-get":
-        known = text_of("CONTRIBUTING.md", "core/runtime.py", "uss/doctor_checks.py")
+        known = text_of("CONTRIBUTING.md", "core/runtime.py", "tools/doctor/checks.py")
         assert arguments[0] == "install"
         for package in arguments[1:]:
             assert package in known, f"nothing in the project asks for {package}"
@@ -111,7 +111,7 @@ def check_variables(variables: dict[str, str]) -> None:
     """Each variable is one that the project reads, and names a preset or launcher that exists."""
     scripts = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("scripts/*.sh"))
     readers = text_of(*scripts, "train_4.sh", "train_3.sh", "core/runtime.py")
-    readers += text_of("uss/doctor_checks.py")
+    readers += text_of("tools/doctor/checks.py")
     for name, value in variables.items():
         assert re.search(rf"\b{name}\b", readers), f"nothing reads {name}"
         if name == "PRESET":

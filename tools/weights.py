@@ -1,4 +1,4 @@
-"""TODO."""
+"""``python -m uss weights``: fetch the small SAM, and list which weights are at hand."""
 
 from __future__ import annotations
 

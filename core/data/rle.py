@@ -1,4 +1,4 @@
-"""Run lengths of masks, and the record of a mask (numpy only).
+"""Masks as run lengths, and the record that describes a mask (numpy and pycocotools only).
 
 A *record* is one entry of what ``SamAutomaticMaskGenerator.generate`` returns:
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""In which settings two runs differ, in words for the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Each setting that two sets do not share, as "name was A, is B"; nested names have dots."""
+    """A line for each setting whose value has changed, "name was A, is B", in the order of names.
+
+    Nested settings are named with dots; one that is missing on a side counts as unset.
+    """
     old, new = _flat(before), _flat(now)
     missing = object()
     changed = sorted(key for key in {*old, *new} if old.get(key, missing) != new.get(key, missing))

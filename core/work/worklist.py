@@ -66,6 +66,33 @@ class Worklist:
         suffix: of the result files, ".png" for label maps.
         also: folders of further results of each image.
         keep_stale: results that were made under other settings count as finished.
+
+    Example: the size of each image as a text file. The second run finds everything finished, a
+    changed setting makes all of it again::
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from core.data.imagenet_s import list_images
+        >>> from core.work.worklist import Worklist
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "images" / "cat").mkdir(parents=True)
+        >>> for name in ("a", "b"):
+        ...     Image.new("RGB", (6, 4)).save(folder / "images" / "cat" / f"{name}.JPEG")
+        >>> items = list_images(folder / "images")
+        >>> def size_of(item):
+        ...     with Image.open(item.path) as image:
+        ...         return f"{image.width} x {image.height}".encode()
+        >>> worklist = Worklist(folder / "sizes", {"unit": "pixels"}, suffix=".txt")
+        >>> worklist.run(items, size_of, "sizes").done
+        ['cat/a', 'cat/b']
+        >>> worklist.path_of(items[0]).read_text()
+        '6 x 4'
+        >>> worklist.run(items, size_of, "sizes").skipped
+        ['cat/a', 'cat/b']
+        >>> changed = Worklist(folder / "sizes", {"unit": "inches"}, suffix=".txt")
+        >>> changed.run(items, size_of, "sizes").done
+        ['cat/a', 'cat/b']
     """
 
     def __init__(

@@ -1,1 +1,5 @@
-"""TODO map."""
+"""The command ``data``: one's own images as a data set. Images are read and linked, never changed.
+
+command    the command line, and the split into train, validation and test
+check      what is wrong with a folder of images before training
+"""

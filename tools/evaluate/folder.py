@@ -77,6 +77,27 @@ def evaluate(
     Raises:
         UserError: a missing, broken or wrongly sized file, or an id out of range, by its name; a
             threshold that is no fraction.
+
+    Example: predictions that are right, under other ids than the classes have::
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from core.data.imagenet_s import mask_path
+        >>> from core.data.label_maps import load_label, save_label
+        >>> from core.scoring.matching import apply_match
+        >>> from core.synthetic.imagenet_s import make_dataset
+        >>> from tools.evaluate.folder import evaluate, labelled_images
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> data = make_dataset(folder / "data", classes=2, train=1, validation=2, test=1)
+        >>> for item in labelled_images(data, "validation"):
+        ...     truth = load_label(mask_path(data, "validation", item.key))
+        ...     swapped = apply_match(truth, {0: 0, 1: 2, 2: 1, 1000: 0})
+        ...     save_label(folder / "predictions" / f"{item.key}.png", swapped)
+        >>> result = evaluate(folder / "predictions", data, "validation", num_classes=2)
+        >>> result.match, result.scores.images
+        ({0: 0, 1: 2, 2: 1}, 4)
+        >>> round(result.scores.miou, 3), round(result.scores.accuracy, 3)
+        (1.0, 1.0)
     """
     if threshold is not None:
         require_fraction("the threshold", threshold)

@@ -1,1 +1,7 @@
-"""TODO map."""
+"""The command ``submission``: the archive to hand in. Knows label maps and a match, and not how
+they were made.
+
+archive    the command line; builds result.zip and its method.txt
+check      what is wrong with an archive
+results    from finished label maps to scores, match and archive
+"""
