@@ -3,7 +3,8 @@ JSON.
 
 Every value is checked against the field's annotation; an unknown key or a wrong type is a
 :class:`UserError`. Supported annotations: ``int``, ``float``, ``bool``, ``str``, ``tuple[int,
-...]`` and ``tuple[float, ...]``.
+...]`` and ``tuple[float, ...]``. A field may also state a rule for its values (:func:`setting`),
+which is checked when the setting is given, and by :func:`check` for a whole configuration.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Callable, TypeVar
 
 from core.errors import UserError
 
@@ -23,7 +24,8 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     """Apply ``["pretrain.epochs=3", "seed=1"]`` in order and return a new configuration.
 
     Raises:
-        UserError: not of the form ``key=value``, an unknown key, or a value of the wrong type.
+        UserError: not of the form ``key=value``, an unknown key, or a value of the wrong type or
+            against the rule of its setting.
 
     Example::
 
@@ -93,6 +95,7 @@ def _replace(config: Any, keys: list[str], text: str, full: str) -> Any:
         raise UserError(f"unknown setting {full!r}: {keys[0]!r} has no fields")
     else:
         value = _checked(hints[keys[0]], _parsed(hints[keys[0]], text), full)
+        _require(type(config).__dataclass_fields__[keys[0]], full, value)
     return dataclasses.replace(config, **{keys[0]: value})
 
 
@@ -130,5 +133,155 @@ def require_positive(settings: Mapping[str, float]) -> None:
         UserError: names the setting to change.
     """
     for name, value in settings.items():
-        if not value > 0:
-            raise UserError(f"{name} must be positive, is {value}; use --set {name}=...")
+        positive().require(name, value)
+
+
+# Rules --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What the values of one setting must be."""
+
+    words: str
+    """What a good value is, to go on after "must be"."""
+    holds: Callable[[Any], bool]
+    complaint: Callable[[str, Any], str] | None = None
+    """(name, bad value) -> the text of the error; None: "<name> must be <words>, is <value>"."""
+
+    def require(self, name: str, value: Any) -> None:
+        """Complain where ``value`` of the setting ``name`` breaks the rule.
+
+        Raises:
+            UserError: one line with the name, the expected range and the value.
+        """
+        if not self.holds(value):
+            usual = f"{name} must be {self.words}, is {value}"
+            raise UserError(self.complaint(name, value) if self.complaint else usual)
+
+
+# Comparisons are written so that NaN, for which every one is false, breaks each rule.
+
+
+def at_least(least: float) -> Rule:
+    """``least`` or more."""
+    return Rule(f"at least {least}", lambda value: value >= least)
+
+
+def positive() -> Rule:
+    """Above 0."""
+
+    def complaint(name: str, value: Any) -> str:
+        return f"{name} must be positive, is {value}; use --set {name}=..."
+
+    return Rule("positive", lambda value: value > 0, complaint)
+
+
+def between(least: float, most: float) -> Rule:
+    """From ``least`` to ``most``, both included."""
+    return Rule(f"{least} to {most}", lambda value: least <= value <= most)
+
+
+def fraction() -> Rule:
+    """From 0 to 1, both included."""
+    words = "a fraction between 0 and 1"
+    return Rule(
+        words,
+        lambda value: 0 <= value <= 1,
+        lambda name, value: f"{name} is {words}, not {value:g}",
+    )
+
+
+def positive_fraction() -> Rule:
+    """Above 0 and up to 1."""
+    return Rule("above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def no_percentage() -> Rule:
+    """Below 2: for thresholds of fractions that may lie out of reach on purpose, on either side,
+    but are not meant in percent.
+    """
+    return Rule(
+        "a fraction, not a percentage",
+        lambda value: value < 2,
+        lambda name, value: (f"{name} is a fraction, not {value:g}; did you mean {value / 100:g}?"),
+    )
+
+
+def one_of(*choices: Any) -> Rule:
+    """One of a few values."""
+    words = f"one of {', '.join(map(str, choices))}"
+    return Rule(
+        words,
+        lambda value: value in choices,
+        lambda name, value: f"{name} must be {words}, not {value!r}",
+    )
+
+
+def each(rule: Rule) -> Rule:
+    """Every entry of a tuple keeps ``rule``."""
+    return Rule(f"{rule.words} each", lambda values: all(map(rule.holds, values)))
+
+
+def setting(default: Any, rule: Rule | None = None, help: str = "") -> Any:
+    """A field of a section: its default, the rule that its values keep, and what it is for.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Train:
+    ...     epochs: int = setting(200, at_least(1), "passes over the training images")
+    """
+    return dataclasses.field(default=default, metadata={"rule": rule, "help": help})
+
+
+def check(config: Any, name: str = "") -> None:
+    """Check every value of a configuration, or of the section ``name``, against its rule.
+
+    Raises:
+        UserError: names the first setting that breaks its rule.
+    """
+    for key, field in _fields(config, name):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check(value, key)
+        else:
+            _require(field, key, value)
+
+
+def describe(config: Any, name: str = "") -> list[str]:
+    """A line for each setting of a configuration, or of the section ``name``: as ``--set`` takes
+    it with the present value, what it is for, and its rule.
+
+    >>> describe(Train(), "train")
+    ['train.epochs=200  passes over the training images (at least 1)']
+    """
+    lines: list[str] = []
+    for key, field in _fields(config, name):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            lines += describe(value, key)
+            continue
+        rule: Rule | None = field.metadata.get("rule")
+        about = field.metadata.get("help", "") + (f" ({rule.words})" if rule else "")
+        lines.append(f"{key}={_spelt(value)}  {about.strip()}".rstrip())
+    return lines
+
+
+def _fields(config: Any, name: str) -> list[tuple[str, dataclasses.Field[Any]]]:
+    """(dotted name, field) of a configuration's or a section's fields."""
+    return [
+        (f"{name}.{field.name}" if name else field.name, field)
+        for field in dataclasses.fields(config)
+    ]
+
+
+def _require(field: dataclasses.Field[Any], key: str, value: Any) -> None:
+    rule: Rule | None = field.metadata.get("rule")
+    if rule is not None:
+        rule.require(key, value)
+
+
+def _spelt(value: Any) -> str:
+    """A value as ``--set`` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_spelt, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

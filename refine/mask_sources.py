@@ -14,13 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from core import log
+from core.config import check
 from core.data import rle
 from core.errors import StopWork, UserError
 from core.work.mask_store import ImageIdentity, MaskStore
 from refine.settings import Masks
 from sam.weights import SamWeights, find_sam, sam_at
-
-SOURCES = ("sam", "superpixels")
 
 
 class MaskSource(Protocol):
@@ -48,13 +47,12 @@ def mask_source(config: Masks, sam_path: Path | None = None) -> MaskSource:
     Raises:
         UserError: an unknown source, settings that cannot work, or no SAM weights.
     """
+    check(config, "masks")
     if config.source == "superpixels":
         log.warn("masks", "superpixels stand in for SAM's masks: they follow colours, not objects")
         return SuperpixelSource(config)
-    if config.source == "sam":
-        _check_grids(config)
-        return SamSource(config, find_sam() if sam_path is None else sam_at(sam_path))
-    raise UserError(f"masks.source must be one of {', '.join(SOURCES)}, not {config.source!r}")
+    _check_grids(config)
+    return SamSource(config, find_sam() if sam_path is None else sam_at(sam_path))
 
 
 class ImageMasks:
@@ -144,15 +142,7 @@ class SamSource:
 
 
 def _check_grids(config: Masks) -> None:
-    """Stop before anything is loaded where a grid of points would be empty or never end."""
-    for name, least in (
-        ("points_per_side", 1),
-        ("points_per_batch", 1),
-        ("crop_n_layers", 0),
-        ("crop_n_points_downscale_factor", 1),
-    ):
-        if getattr(config, name) < least:
-            raise UserError(f"masks.{name} must be at least {least}, is {getattr(config, name)}")
+    """Stop before anything is loaded where a grid of points would be empty."""
     layers, factor = config.crop_n_layers, config.crop_n_points_downscale_factor
     if config.points_per_side < factor**layers:
         raise UserError(

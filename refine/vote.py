@@ -16,11 +16,9 @@ from typing import Callable
 import cv2
 import numpy as np
 
-from core.errors import UserError
 from refine.settings import Refine as Settings
 
 POINTS = 5  # prompts of either sign
-VOTES = ("count", "confidence", "sequential")
 SPREAD = 1 / 8  # smallest distance of two prompts, as a fraction of the image's shorter side
 
 # A mask (H, W) bool, not empty -> (label, share of it between 0 and 1).
@@ -213,20 +211,6 @@ def spread_points(values: np.ndarray, count: int = POINTS) -> tuple[np.ndarray, 
     low = _peaks(-values, free, count, distance)
     signs = [1] * len(high) + [0] * len(low)
     return np.array(high + low, dtype=np.float32).reshape(-1, 2), np.array(signs, dtype=np.int32)
-
-
-def check(settings: Settings) -> None:
-    """Stop before anything is loaded where a setting cannot work.
-
-    Raises:
-        UserError: names it.
-    """
-    if settings.vote not in VOTES:
-        raise UserError(f"refine.vote must be one of {', '.join(VOTES)}, not {settings.vote!r}")
-    for name in ("min_agreement", "keep_regions", "max_prompted"):
-        value = getattr(settings, name)
-        if not 0 <= value <= 1:
-            raise UserError(f"refine.{name} is a fraction between 0 and 1, not {value:g}")
 
 
 def _interpolation(small: int, large: int) -> np.ndarray:

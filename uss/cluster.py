@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from core import config as core_config
 from core import log
-from core.config import require_positive
 from core.data.datasets import EvalDataset
 from core.data.imagenet_s import ImageItem, anonymous_order, list_images, split_folder
 from core.data.loader import Loader
@@ -25,7 +25,7 @@ from core.scoring.matching import match_single_labels
 from core.work.ledger import SETTINGS_FILE
 from uss import paths
 from uss.config import Config
-from uss.networks import check_attention_threshold, load_pixel_attention
+from uss.networks import load_pixel_attention
 from uss.paths import CENTROIDS, RunFolder
 from uss.pipeline import CLUSTER
 
@@ -44,9 +44,7 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
             threshold that is no fraction), no pixel-attention checkpoint, or fewer images than
             clusters.
     """
-    check_attention_threshold(config.pixel_attention.threshold)
-    numbers = ("batch_size", "resize", "crop", "iterations", "redo")
-    require_positive({f"cluster.{name}": getattr(config.cluster, name) for name in numbers})
+    core_config.check(config)
     if config.cluster.crop > config.cluster.resize:
         # It would be filled up with black, and clusters would form by the shape of images.
         raise UserError(

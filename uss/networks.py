@@ -16,6 +16,7 @@ import numpy as np
 
 from core.checkpoints.files import load_state
 from core.checkpoints.torch_reader import state_dict_of
+from core.config import fraction
 from core.data.crops import network_input
 from core.errors import UserError
 
@@ -74,10 +75,7 @@ def check_attention_threshold(threshold: float) -> None:
     Raises:
         UserError: outside of 0..1, such as one in percent.
     """
-    if not 0 <= threshold <= 1:
-        raise UserError(
-            f"pixel_attention.threshold is a fraction between 0 and 1, not {threshold:g}"
-        )
+    fraction().require("pixel_attention.threshold", threshold)
 
 
 @dataclass(frozen=True)

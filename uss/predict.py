@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import config as core_config
 from core import distributed
 from core.data.imagenet_s import list_images, split_folder
 from core.errors import UserError
@@ -59,9 +60,10 @@ def run(
         make_refiner: setup -> a context manager, see :class:`refine.label_split.AnyRefiner`.
 
     Raises:
-        UserError: no segmenter, one of another trunk or class count, images that cannot be
-            labelled, or a match that does not fit.
+        UserError: settings that cannot work, no segmenter, one of another trunk or class count,
+            images that cannot be labelled, or a match that does not fit.
     """
+    core_config.check(config)
     split = _auto_split(data) if split == "auto" else split
     split_folder(data, split)
     path = paths.segmenter_input(run)

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from core import config as core_config
 from core.data.imagenet_s import list_images, split_folder
 from core.errors import UserError
 from core.scoring.matching import read_match
 from core.work.worklist import Worklist
-from refine import vote
 from refine.label_split import label_split
 from refine.mask_sources import mask_source
 from refine.one_image import STAGE, Setup
@@ -47,7 +47,8 @@ def run_refined(
     Raises:
         UserError: anything that keeps the archive from being made; images that are finished stay.
     """
-    vote.check(config.refine)
+    sections = Sections.of(config)
+    core_config.check(sections)
     labelled = results.has_masks(job.data_path, job.mode)
     items = (
         labelled_images(job.data_path, job.mode)
@@ -65,7 +66,7 @@ def run_refined(
         keep_stale=job.keep_stale,
     )
     setup = Setup(
-        Sections.of(config),
+        sections,
         SEGMENTER.load,
         job.pretrained,
         job.pretrained_sam,

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from core import config as core_config
 from core import distributed, log
 from core.data.crops import network_input
 from core.data.imagenet_s import ImageItem, list_images, split_folder
@@ -22,7 +23,7 @@ from core.data.images import load_rgb
 from core.data.label_maps import png_of_label
 from core.errors import UserError
 from core.files import is_number, json_or_empty, number, read_json, sha256_of, write_json
-from core.scoring.threshold_curve import hundredths, require_fraction
+from core.scoring.threshold_curve import hundredths
 from core.text import named
 from core.work.worklist import Worklist
 from refine.mask_sources import ImageMasks, MaskSource, mask_source
@@ -43,7 +44,6 @@ from uss.presets import GIVE_THRESHOLD
 
 STAGE = PSEUDO_LABELS.command
 _HUNDREDTHS = np.array(hundredths(0, 100), dtype=np.float32)
-_UNCOVERED = ("pixels", "background")
 MODES = ("all", "validation", "train")
 
 
@@ -62,6 +62,7 @@ def run(config: Config, data: Path, run: RunFolder, mode: str = "all") -> None:
         UserError: a missing product, or products that do not fit each other or the configuration;
             no validation masks while ``pseudo_labels.threshold`` is not set.
     """
+    core_config.check(config)
     _check(config.pseudo_labels, mode)
     checkpoint = paths.pixel_attention_input(run, config.arch)
     centroids = paths.centroids_input(run, config.arch)
@@ -85,17 +86,11 @@ def _check(settings: Settings, mode: str) -> None:
     """Stop before anything is loaded where a setting cannot work."""
     if mode not in MODES:
         raise UserError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}")
-    if settings.uncovered not in _UNCOVERED:
-        raise UserError(
-            f"pseudo_labels.uncovered must be one of {', '.join(_UNCOVERED)}, "
-            f"not {settings.uncovered!r}"
-        )
     if not settings.per_mask and settings.uncovered != "pixels":
         raise UserError(
             "without masks (pseudo_labels.per_mask=false) every pixel is uncovered: "
             "pseudo_labels.uncovered must be pixels"
         )
-    require_fraction("pseudo_labels.threshold", settings.threshold)
 
 
 def _chosen_threshold(config: Config, run: RunFolder) -> float:

@@ -7,7 +7,23 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from core.config import from_dict, override, to_dict
+from core.config import (
+    Rule,
+    at_least,
+    between,
+    check,
+    describe,
+    each,
+    fraction,
+    from_dict,
+    no_percentage,
+    one_of,
+    override,
+    positive,
+    positive_fraction,
+    setting,
+    to_dict,
+)
 from core.errors import UserError
 
 
@@ -100,3 +116,95 @@ def test_stored_settings_are_checked(change, text: str) -> None:
     with pytest.raises(UserError) as caught:
         from_dict(Run, stored, "config.json")
     assert text in str(caught.value)
+
+
+# Rules ------------------------------------------------------------------------------------------
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("rule", "good", "bad", "text"),
+    [
+        (at_least(1), [1, 9], [0, NAN], "x.y must be at least 1, is 0"),
+        (positive(), [1, 0.1], [0, -1, NAN], "x.y must be positive, is 0; use --set x.y=..."),
+        (between(32, 4096), [32, 4096], [31, 4097], "x.y must be 32 to 4096, is 31"),
+        (
+            fraction(),
+            [0, 0.5, 1],
+            [24.0, -0.1, NAN],
+            "x.y is a fraction between 0 and 1, not 24",
+        ),
+        (positive_fraction(), [0.1, 1], [0.0, 2, NAN], "x.y must be above 0 and at most 1, is 0.0"),
+        (no_percentage(), [-1, 0.3, 1.5], [41, NAN], "x.y is a fraction, not 41; did you mean"),
+        (one_of("a", "b"), ["a", "b"], ["c"], "x.y must be one of a, b, not 'c'"),
+        (each(at_least(2)), [(), (2, 3)], [(2, 1)], "x.y must be at least 2 each, is (2, 1)"),
+    ],
+)
+def test_what_a_rule_takes_and_says(rule: Rule, good: list, bad: list, text: str) -> None:
+    for value in good:
+        rule.require("x.y", value)
+    for value in bad:
+        with pytest.raises(UserError) as caught:
+            rule.require("x.y", value)
+        assert "\n" not in str(caught.value)
+        if value is bad[0]:
+            assert text in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Ruled:
+    epochs: int = setting(200, at_least(1), "passes over the images")
+    sizes: tuple[int, ...] = setting((8, 4), each(positive()), "sides")
+    larc: bool = setting(True, help="scale the rate")
+    plain: float = 0.5
+
+
+@dataclass(frozen=True)
+class RuledRun:
+    train: Ruled = Ruled()
+    seed: int = setting(0, at_least(0))
+
+
+def test_a_setting_is_checked_when_it_is_given() -> None:
+    assert override(RuledRun(), ["train.epochs=1"]).train.epochs == 1
+    with pytest.raises(UserError, match=r"^train\.epochs must be at least 1, is 0$"):
+        override(RuledRun(), ["seed=3", "train.epochs=0"])
+    with pytest.raises(UserError, match=r"^seed must be at least 0, is -1$"):
+        override(RuledRun(), ["seed=-1"])
+    with pytest.raises(UserError, match=r"^train\.sizes must be positive each, is \(8, 0\)$"):
+        override(RuledRun(), ["train.sizes=8,0"])
+
+
+def test_a_configuration_built_in_code_is_checked_as_a_whole() -> None:
+    check(RuledRun())
+    with pytest.raises(UserError, match=r"^train\.epochs must be at least 1, is 0$"):
+        check(RuledRun(train=Ruled(epochs=0)))
+    with pytest.raises(UserError, match=r"^train\.epochs must be"):
+        check(Ruled(epochs=0), "train")
+    with pytest.raises(UserError, match=r"^epochs must be"):
+        check(Ruled(epochs=0))
+
+
+def test_settings_are_described_as_they_are_set() -> None:
+    lines = describe(RuledRun(seed=7))
+    assert lines == [
+        "train.epochs=200  passes over the images (at least 1)",
+        "train.sizes=8,4  sides (positive each)",
+        "train.larc=true  scale the rate",
+        "train.plain=0.5",
+        "seed=7  (at least 0)",
+    ]
+    assert describe(Ruled(), "train") == lines[:4]
+    given = [line.partition("  ")[0] for line in lines]
+    assert override(RuledRun(), given) == RuledRun(seed=7)
+
+
+def test_rules_change_nothing_that_is_recorded() -> None:
+    assert to_dict(RuledRun())["train"] == {
+        "epochs": 200,
+        "sizes": [8, 4],
+        "larc": True,
+        "plain": 0.5,
+    }
+    assert Ruled.epochs == 200

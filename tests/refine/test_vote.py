@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from core.config import check
 from core.errors import UserError
 from refine import vote
 from refine.settings import Refine
@@ -255,4 +256,4 @@ def test_a_sequential_vote_reads_what_was_painted() -> None:
 )
 def test_settings_that_cannot_work_are_named(settings: Refine) -> None:
     with pytest.raises(UserError, match="refine\\."):
-        vote.check(settings)
+        check(settings, "refine")

@@ -20,6 +20,31 @@ def test_presets_survive_json(name: str, arch: str) -> None:
     assert core_config.from_dict(Config, core_config.to_dict(config), "test") == config
 
 
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("arch", ARCHS)
+def test_presets_obey_the_rules_of_their_settings(name: str, arch: str) -> None:
+    config = preset(name, arch)
+    core_config.check(config)
+    # What is described can be given again, setting by setting.
+    lines = core_config.describe(config)
+    assert core_config.override(Config(), [line.partition("  ")[0] for line in lines]) == config
+    assert all("  " in line for line in lines), "a setting without help"
+
+
+def test_a_bad_value_is_named_when_it_is_given() -> None:
+    for assignment, message in (
+        ("pretrain.epochs=0", r"pretrain\.epochs must be at least 1, is 0"),
+        ("finetune.head=fcn", r"finetune\.head must be one of upernet, plain, not 'fcn'"),
+        ("masks.source=hands", r"masks\.source must be one of sam, superpixels, not 'hands'"),
+        ("pixel_attention.threshold=24", r"pixel_attention\.threshold is a fraction .*, not 24"),
+        ("pseudo_labels.threshold=41", r"pseudo_labels\.threshold is a fraction, .* mean 0\.41"),
+        ("pretrain.crop_sizes=224,8", r"pretrain\.crop_sizes must be 32 to 4096 each, is"),
+        ("num_classes=0", "num_classes must be positive, is 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            core_config.override(Config(), [assignment])
+
+
 def test_competition_settings() -> None:
     deep, shallow = preset("luss50", "resnet50"), preset("luss50", "resnet18")
     assert (deep.pretrain.batch_size, deep.pretrain.queue_length) == (32, 3840)
