@@ -65,10 +65,10 @@ def estimate(
     rows: list[Row] = []
     attention: Step | None = None
     for config in configs:
-        pretrain = _measure(("pretrain", config, share), rows, f"pretrain {config.arch}")
+        pretrain = _measure(("uss.pretrain", config, share), rows, f"pretrain {config.arch}")
         rows += _training(config, "pretrain", pretrain, counts.train)
         attention = _measure(
-            ("pixel_attention", config, share), rows, f"pixel-attention {config.arch}"
+            ("uss.pixel_attention", config, share), rows, f"pixel-attention {config.arch}"
         )
         rows += _training(config, "pixel_attention", attention, counts.train)
         rows += _clustering(config, attention, counts)
@@ -77,7 +77,7 @@ def estimate(
     if labeller.pseudo_labels.per_mask or not published:
         masks = _measure(("masks", labeller, share), rows, "masks")
     rows += _labelling(labeller, attention, masks, counts)
-    step = _measure(("finetune", segmenter, share), rows, f"finetune {segmenter.arch}")
+    step = _measure(("uss.finetune", segmenter, share), rows, f"finetune {segmenter.arch}")
     rows += _training(segmenter, "finetune", step, counts.train)
     rows += _predicting(segmenter, step, None if published else masks, counts, published)
     return rows
