@@ -54,7 +54,7 @@ def our_pretraining(inputs: Inputs) -> Side:
     model = pretrain.build(config)
     crops, gridq, gridk = pretrain_batch()
     task = pretrain.PretrainTask(model, config)
-    return _our_steps(model, task, (*crops, gridq, gridk), config.pretrain)
+    return _our_steps(task, (*crops, gridq, gridk), config.pretrain)
 
 
 def our_finetuning(inputs: Inputs) -> Side:
@@ -69,23 +69,20 @@ def our_finetuning(inputs: Inputs) -> Side:
     model = finetune.network(config)
     model.last_layer.dropout = nn.Identity()  # both sides draw no random numbers
     task = finetune.FinetuneTask(model, config, Path("labels"))
-    return _our_steps(model, task, finetune_batch(), config.finetune)
+    return _our_steps(task, finetune_batch(), config.finetune)
 
 
-def _our_steps(model: Any, task: Any, batch: Any, settings: Any) -> Side:
+def _our_steps(task: Any, batch: Any, settings: Any) -> Side:
     from core.runtime import jt
     from core.training.loop import train_step
-    from core.training.optim import LarcSGD
-    from core.training.stage import trainable
 
-    for key, var in model.state_dict().items():
+    for key, var in task.model.state_dict().items():
         if ".running_" not in f".{key}":
             var.update(jt.array(random_weight(key, tuple(var.shape))))
             var.start_grad()
-    model.train()
-    optimizer = LarcSGD(trainable(model), settings.momentum, settings.weight_decay)
+    task.model.train()
 
-    return _recorded(lambda: train_step(optimizer, task, batch, _STEP, settings.base_lr)[0])
+    return _recorded(lambda: train_step(task, batch, _STEP, settings.base_lr)[0])
 
 
 # The other side ---------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from core import config as core_config
 from core import log
 from core.checkpoints import files as checkpoint
 from core.checkpoints.torch_reader import state_dict_of
@@ -16,22 +17,24 @@ from core.data.crops import resize_nearest_floor
 from core.data.datasets import JointDataset
 from core.data.imagenet_s import ImageItem, anonymous_order, list_images, split_folder
 from core.data.images import load_rgb
-from core.data.label_maps import load_label
+from core.data.label_maps import load_label, save_label
 from core.errors import UserError
 from core.files import read_json
 from core.nn.layers import cross_entropy, resize_bilinear
+from core.pipeline.folders import TRAIN
 from core.runtime import jt
-from core.training import loop
-from core.training import stage as training_stage
+from core.training.loop import Task
 from core.training.optim import LarcSGD
 from core.training.options import USUAL_OPTIONS, TrainOptions
+from core.training.schedules import cosine
+from core.training.stage import Training, check, check_crops, source_fact, train, trainable
 from models.pass_net import PlainSegmenter
 from models.upernet import UPerNet
 from uss import paths
 from uss.config import Config
 from uss.paths import RunFolder
+from uss.pipeline import FINETUNE
 
-STAGE = "finetune"
 HEADS = ("upernet", "plain")
 TRUNK = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 HEAD = ("last_layer.",)
@@ -39,8 +42,8 @@ _LABELS_LOOKED_AT = 100  # before training; while it runs every label is checked
 _LOGIT_STD = 0.01  # of the weights that give the logits
 
 
-def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUAL_OPTIONS) -> None:
-    """Train the segmenter on ``data/train`` and its pseudo labels into ``run.segmenter``; resumes.
+def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUAL_OPTIONS) -> None:
+    """Train the segmenter on ``data/train`` and its pseudo labels into ``out.segmenter``; resumes.
 
     Raises:
         UserError: missing data, labels or trunk checkpoint, labels of another class count, settings
@@ -48,36 +51,43 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
     """
     settings = config.finetune
     _check(config)
-    _check_class_count(config, run)
-    labels = run.pseudo_labels("train")
-    images = anonymous_order(list_images(split_folder(data, "train")))
+    _check_class_count(config, out)
+    labels = out.pseudo_labels(TRAIN)
+    images = anonymous_order(list_images(split_folder(data, TRAIN)))
     items, fingerprint = labelled_images(images, labels)
-    training_stage.check(config, STAGE, len(items))
-    training_stage.check_crops(STAGE, (settings.crop_size,))
-    source = paths.trunk_input(run, config.arch)
-    facts = training_stage.source_fact(source, run.root, STAGE, config.pretrain.epochs)
-    plan = training_stage.make_plan(
-        config,
-        STAGE,
-        run.segmenter,
-        ("num_classes",),
-        {"images": len(items), "labels_sha256": fingerprint, **facts},
-        options,
+    check(FINETUNE, config, len(items))
+    core_config.require_positive({"num_classes": config.num_classes})
+    check_crops(FINETUNE, (settings.crop_size,))
+    source = paths.trunk_input(out, config.arch)
+    facts = source_fact(FINETUNE, source, out.root, config.pretrain.epochs)
+
+    def dataset() -> JointDataset:
+        _check_classes(config, items, labels)
+        return JointDataset(items, labels, settings.crop_size, settings.min_scale)
+
+    training = Training(
+        images=len(items),
+        sections=("arch", "num_classes"),
+        facts={"labels_sha256": fingerprint, **facts},
+        rate=cosine(settings.base_lr, settings.final_lr),
+        dataset=dataset,
+        task=lambda: FinetuneTask(build(config, source), config, labels),
     )
-    previous = loop.previous_run(plan)
-    if loop.finished(plan, previous):
-        return
-    _check_classes(config, items, labels)
-    dataset = JointDataset(items, labels, settings.crop_size, settings.min_scale)
-    model = build(config, source)
-    optimizer = LarcSGD(
-        training_stage.trainable(model),
-        settings.momentum,
-        settings.weight_decay,
-        larc=settings.larc,
-    )
-    loader = training_stage.make_loader(config, STAGE, dataset)
-    loop.fit(plan, model, optimizer, loader, FinetuneTask(model, config, labels), previous)
+    train(FINETUNE, config, out.segmenter, options, training)
+
+
+def rehearsal(config: Config, photo: ImageItem) -> tuple[FinetuneTask, JointDataset]:
+    """The task with random weights, and a data set of one photograph: what a step costs.
+
+    Its label map, noise of all classes, is written beside the photograph.
+    """
+    settings, labels = config.finetune, photo.path.parent / "labels"
+    size = load_rgb(photo.path).shape[:2]
+    noise = np.random.default_rng(0).integers(0, config.num_classes + 1, size)
+    save_label(labels / f"{photo.key}.png", noise.astype(np.int32))
+    dataset = JointDataset([photo], labels, settings.crop_size, settings.min_scale)
+    jt.set_global_seed(config.seed)
+    return FinetuneTask(network(config), config, labels), dataset
 
 
 def network(config: Config) -> UPerNet | PlainSegmenter:
@@ -123,14 +133,16 @@ def labelled_images(items: Sequence[ImageItem], labels: Path) -> tuple[list[Imag
     return found, digest.hexdigest()
 
 
-class FinetuneTask:
+class FinetuneTask(Task):
     """Mean cross entropy of a batch (images, label maps) at a fraction of the crop's size."""
 
     def __init__(self, model: Any, config: Config, labels: Path) -> None:
-        self.model, self._config, self._labels = model, config, labels
-
-    def start_epoch(self, epoch: int) -> None:
-        """Nothing depends on the epoch."""
+        section = config.finetune
+        optimizer = LarcSGD(
+            trainable(model), section.momentum, section.weight_decay, larc=section.larc
+        )
+        super().__init__(model, optimizer)
+        self._config, self._labels = config, labels
 
     def loss(self, batch: Any, step: int) -> tuple[Any, dict[str, Any]]:
         """(cross entropy over num_classes + 1 labels, {}), (1,) float32."""
@@ -142,30 +154,19 @@ class FinetuneTask:
         logits = resize_bilinear(self.model(jt.array(images)), (side, side))
         return cross_entropy(logits, labels), {}
 
-    def frozen(self, step: int) -> Collection[str]:
-        """Everything learns from the start."""
-        return ()
 
-    def state(self) -> dict[str, Any]:
-        """Nothing beyond weights and optimiser."""
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Nothing to take over."""
-
-
-def _check_class_count(config: Config, run: RunFolder) -> None:
+def _check_class_count(config: Config, out: RunFolder) -> None:
     """Stop where this run's labels were made for another class count, which labels of fewer classes
     do not show themselves.
     """
-    if not run.threshold.is_file():
+    if not out.threshold.is_file():
         return  # labels that came from elsewhere
-    noted = read_json(run.threshold, "what the pseudo labels left").get("num_classes")
+    noted = read_json(out.threshold, "what the pseudo labels left").get("num_classes")
     if noted not in (None, config.num_classes):
         raise UserError(
-            f"{STAGE}: {run.pseudo_labels('train')} has labels of {noted} classes, but num_classes "
-            f"is {config.num_classes}; use --set num_classes={noted}, or make them with this class "
-            f"count: bash train_3.sh"
+            f"{FINETUNE.section}: {out.pseudo_labels(TRAIN)} has labels of {noted} classes, but "
+            f"num_classes is {config.num_classes}; use --set num_classes={noted}, or make them "
+            f"with this class count: bash train_3.sh"
         )
 
 
@@ -179,8 +180,8 @@ def _check_classes(config: Config, items: Sequence[ImageItem], labels: Path) -> 
 def _require_classes(label: np.ndarray, classes: int, labels: Path) -> None:
     if label.min() < 0 or label.max() > classes:
         raise UserError(
-            f"{STAGE}: labels in {labels} reach {label.max()}, but num_classes is {classes}; make "
-            f"them with this class count: bash train_3.sh"
+            f"{FINETUNE.section}: labels in {labels} reach {label.max()}, but num_classes is "
+            f"{classes}; make them with this class count: bash train_3.sh"
         )
 
 
@@ -199,11 +200,11 @@ def _require_broken(item: ImageItem, labels: Path) -> None:
     try:
         load_rgb(item.path)
     except UserError as error:
-        log.warn(STAGE, f"{error}; it has no pseudo label and is left out")
+        log.warn(FINETUNE.command, f"{error}; it has no pseudo label and is left out")
         return
     raise UserError(
-        f"{STAGE}: {labels} has no label for {item.path} ({item.key}.png); make or complete the "
-        f"pseudo labels with: bash train_3.sh"
+        f"{FINETUNE.section}: {labels} has no label for {item.path} ({item.key}.png); make or "
+        f"complete the pseudo labels with: bash train_3.sh"
     )
 
 

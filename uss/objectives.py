@@ -7,15 +7,19 @@ of all others (PASS, section 3.2; SwAV for the assignments and the queue).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from core import config as core_config
 from core import distributed
 from core.errors import UserError
 from core.nn.layers import l2_normalise
+from core.pipeline.stage import Stage
 from core.runtime import jt, nn
+from core.training.loop import Task
+from core.training.optim import LarcSGD
 from uss.config import Assignment, Config
 
 Var = Any
@@ -209,29 +213,51 @@ def _log_softmax(x: Var) -> Var:
     return x - jt.log(jt.exp(x).sum(1, keepdims=True))
 
 
-def check_clusters(config: Config, stage: str, images: int) -> None:
-    """Stop at once, and not after days of training, where clustering would not have enough images.
+def check(stage: Stage, config: Config, images: int) -> None:
+    """Stop at once, and not after days of training, where a self-supervised stage or the clustering
+    after it could not work.
 
     Raises:
-        UserError: fewer images than clusters.
+        UserError: names the setting to change.
     """
+    section, name = getattr(config, stage.section), stage.section
+    core_config.require_positive(
+        {
+            "num_classes": config.num_classes,
+            **{f"heads.{key}": value for key, value in vars(config.heads).items()},
+            "assignment.temperature": config.assignment.temperature,
+            "assignment.epsilon": config.assignment.epsilon,
+        }
+    )
+    if section.queue_length and section.queue_length < section.batch_size:
+        raise UserError(
+            f"{name}.queue_length is {section.queue_length}, shorter than one batch of "
+            f"{section.batch_size}; use --set {name}.queue_length=0 for none, or at least the "
+            f"batch size"
+        )
     if images < config.num_classes:
         raise UserError(
-            f"{stage}: {images} training images, fewer than the {config.num_classes} clusters that "
+            f"{name}: {images} training images, fewer than the {config.num_classes} clusters that "
             f"they are to form; add images or use --set num_classes=..."
         )
 
 
-class PrototypeTask:
+class PrototypeTask(Task):
     """The part of a training task that has to do with prototypes and the queue of embeddings.
 
     Args:
-        section: the stage's settings: ``queue_length``, ``queue_start_epoch``, ``batch_size``,
-            ``freeze_prototypes_steps``.
+        model: the network.
+        parameters: what of it learns, by name.
+        section: the stage's settings: ``momentum``, ``weight_decay``, ``larc``, ``queue_length``,
+            ``queue_start_epoch``, ``batch_size``, ``freeze_prototypes_steps``.
         feat_dim: channels of an embedding.
     """
 
-    def __init__(self, section: Any, feat_dim: int) -> None:
+    def __init__(
+        self, model: Any, parameters: Mapping[str, Var], section: Any, feat_dim: int
+    ) -> None:
+        optimizer = LarcSGD(parameters, section.momentum, section.weight_decay, larc=section.larc)
+        super().__init__(model, optimizer)
         self._section, self._feat_dim = section, feat_dim
         self.queue: Queue | None = None
 

@@ -7,28 +7,27 @@ from typing import Any
 
 from core.checkpoints import files as checkpoint
 from core.checkpoints.torch_reader import state_dict_of
-from core.data.imagenet_s import anonymous_order, list_images, split_folder
+from core.data.imagenet_s import ImageItem, anonymous_order, list_images, split_folder
+from core.pipeline.folders import TRAIN
 from core.runtime import jt
-from core.training import loop
-from core.training import stage as training_stage
-from core.training.optim import LarcSGD
 from core.training.options import USUAL_OPTIONS, TrainOptions
+from core.training.schedules import cosine
+from core.training.stage import Training, check, check_crops, source_fact, train
 from models.pass_net import PixelAttentionNet
 from uss import objectives, paths
 from uss.config import Config, PixelAttention
 from uss.networks import check_attention_threshold
 from uss.paths import RunFolder
+from uss.pipeline import PIXEL_ATTENTION
 from uss.views import MultiCrop, MultiCropDataset
-
-STAGE = "pixel_attention"
 
 # What step 1 has and this stage has no use for, and what is new here.
 _UNUSED_HEADS = ("projection_head_shallow.", "projection_head_pixel", "predictor_head_pixel.")
 _NEW = ("fbg.",)
 
 
-def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUAL_OPTIONS) -> None:
-    """Train the attention of ``config.arch`` on ``data/train`` into ``run.pixel_attention(arch)``.
+def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUAL_OPTIONS) -> None:
+    """Train the attention of ``config.arch`` on ``data/train`` into ``out.pixel_attention(arch)``.
 
     Only ``fbg`` and the prototypes learn; batch norms keep updating their running statistics, as in
     the reference. Resumes.
@@ -38,34 +37,34 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
             that cannot work, a run of other settings in the folder.
     """
     settings = config.pixel_attention
-    items = anonymous_order(list_images(split_folder(data, "train")))
-    training_stage.check(config, STAGE, len(items))
-    objectives.check_clusters(config, STAGE, len(items))
+    items = anonymous_order(list_images(split_folder(data, TRAIN)))
+    check(PIXEL_ATTENTION, config, len(items))
+    objectives.check(PIXEL_ATTENTION, config, len(items))
     check_attention_threshold(settings.threshold)
-    training_stage.check_crops(STAGE, (settings.crop_size,))
-    source = paths.pretrained_input(run, config.arch)
-    facts = training_stage.source_fact(source, run.root, STAGE, config.pretrain.epochs)
-    plan = training_stage.make_plan(
-        config,
-        STAGE,
-        run.pixel_attention(config.arch),
-        ("heads", "assignment"),
-        {"images": len(items), **facts},
-        options,
+    check_crops(PIXEL_ATTENTION, (settings.crop_size,))
+    source = paths.pretrained_input(out, config.arch)
+    training = Training(
+        images=len(items),
+        sections=("arch", "heads", "assignment"),
+        rate=cosine(settings.base_lr, settings.final_lr),
+        facts=source_fact(PIXEL_ATTENTION, source, out.root, config.pretrain.epochs),
+        dataset=lambda: MultiCropDataset(items, multi_crop(settings)),
+        task=lambda: PixelAttentionTask(build(config, source), config),
     )
-    previous = loop.previous_run(plan)
-    if loop.finished(plan, previous):
-        return
-    dataset = MultiCropDataset(items, multi_crop(settings))
-    model = build(config, source)
-    optimizer = LarcSGD(
-        model.trainable_parameters(),
-        settings.momentum,
-        settings.weight_decay,
-        larc=settings.larc,
-    )
-    loader = training_stage.make_loader(config, STAGE, dataset)
-    loop.fit(plan, model, optimizer, loader, PixelAttentionTask(model, config), previous)
+    train(PIXEL_ATTENTION, config, out.pixel_attention(config.arch), options, training)
+
+
+def rehearsal(config: Config, photo: ImageItem) -> tuple[PixelAttentionTask, MultiCropDataset]:
+    """The task with random weights, and a data set of one photograph: what a step costs."""
+    dataset = MultiCropDataset([photo], multi_crop(config.pixel_attention))
+    return PixelAttentionTask(network(config), config), dataset
+
+
+def network(config: Config) -> PixelAttentionNet:
+    """A new network for ``config``, drawn from its seed."""
+    jt.set_global_seed(config.seed)
+    heads = config.heads
+    return PixelAttentionNet(config.arch, heads.hidden_mlp, heads.feat_dim, heads.prototypes)
 
 
 def build(config: Config, source: Path) -> PixelAttentionNet:
@@ -74,9 +73,7 @@ def build(config: Config, source: Path) -> PixelAttentionNet:
     Raises:
         UserError: ``source`` lacks a weight of trunk, projection head or prototypes.
     """
-    jt.set_global_seed(config.seed)
-    heads = config.heads
-    model = PixelAttentionNet(config.arch, heads.hidden_mlp, heads.feat_dim, heads.prototypes)
+    model = network(config)
     checkpoint.load_state(
         model, state_dict_of(source), str(source), missing_ok=_NEW, unexpected_ok=_UNUSED_HEADS
     )
@@ -98,8 +95,9 @@ class PixelAttentionTask(objectives.PrototypeTask):
     """The image-to-image loss of attended features of a batch (crops..., gridq, gridk)."""
 
     def __init__(self, model: PixelAttentionNet, config: Config) -> None:
-        super().__init__(config.pixel_attention, config.heads.feat_dim)
-        self.model, self._config = model, config
+        section, feat_dim = config.pixel_attention, config.heads.feat_dim
+        super().__init__(model, model.trainable_parameters(), section, feat_dim)
+        self._config = config
 
     def loss(self, batch: Any, step: int) -> tuple[Any, dict[str, Any]]:
         """(image loss, {}), (1,) float32."""

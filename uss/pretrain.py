@@ -5,52 +5,45 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core.data.imagenet_s import anonymous_order, list_images, split_folder
+from core.data.imagenet_s import ImageItem, anonymous_order, list_images, split_folder
 from core.errors import UserError
+from core.pipeline.folders import TRAIN
 from core.runtime import jt
-from core.training import loop
-from core.training import stage as training_stage
-from core.training.optim import LarcSGD
 from core.training.options import USUAL_OPTIONS, TrainOptions
+from core.training.schedules import cosine
+from core.training.stage import Training, check, check_crops, train, trainable
 from models.pass_net import PretrainNet
 from uss import objectives
 from uss.config import Config, Pretrain
 from uss.paths import RunFolder
+from uss.pipeline import PRETRAIN
 from uss.views import MultiCrop, MultiCropDataset
 
-STAGE = "pretrain"
 
-
-def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUAL_OPTIONS) -> None:
-    """Pretrain trunk ``config.arch`` on ``data/train`` into ``run.pretrain(arch)``; resumes.
+def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUAL_OPTIONS) -> None:
+    """Pretrain trunk ``config.arch`` on ``data/train`` into ``out.pretrain(arch)``; resumes.
 
     Raises:
         UserError: missing data, settings that cannot work, a run of other settings in the folder.
     """
     settings = config.pretrain
-    items = anonymous_order(list_images(split_folder(data, "train")))
+    items = anonymous_order(list_images(split_folder(data, TRAIN)))
+    check(PRETRAIN, config, len(items))
     _check(config, len(items))
-    plan = training_stage.make_plan(
-        config,
-        STAGE,
-        run.pretrain(config.arch),
-        ("heads", "assignment"),
-        {"images": len(items)},
-        options,
+    training = Training(
+        images=len(items),
+        sections=("arch", "heads", "assignment"),
+        rate=cosine(settings.base_lr, settings.final_lr),
+        dataset=lambda: MultiCropDataset(items, multi_crop(settings)),
+        task=lambda: PretrainTask(build(config), config),
     )
-    previous = loop.previous_run(plan)
-    if loop.finished(plan, previous):
-        return
-    dataset = MultiCropDataset(items, multi_crop(settings))
-    model = build(config)
-    optimizer = LarcSGD(
-        training_stage.trainable(model),
-        settings.momentum,
-        settings.weight_decay,
-        larc=settings.larc,
-    )
-    loader = training_stage.make_loader(config, STAGE, dataset)
-    loop.fit(plan, model, optimizer, loader, PretrainTask(model, config), previous)
+    train(PRETRAIN, config, out.pretrain(config.arch), options, training)
+
+
+def rehearsal(config: Config, photo: ImageItem) -> tuple[PretrainTask, MultiCropDataset]:
+    """The task with random weights, and a data set of one photograph: what a step costs."""
+    dataset = MultiCropDataset([photo], multi_crop(config.pretrain))
+    return PretrainTask(build(config), config), dataset
 
 
 def build(config: Config) -> PretrainNet:
@@ -77,8 +70,8 @@ class PretrainTask(objectives.PrototypeTask):
     """The pretraining loss of a batch (crops..., gridq, gridk)."""
 
     def __init__(self, model: PretrainNet, config: Config) -> None:
-        super().__init__(config.pretrain, config.heads.feat_dim)
-        self.model, self._config = model, config
+        super().__init__(model, trainable(model), config.pretrain, config.heads.feat_dim)
+        self._config = config
 
     def loss(self, batch: Any, step: int) -> tuple[Any, dict[str, Any]]:
         """(total, {"image", "shallow<stage>"..., "pixel"}), each (1,) float32."""
@@ -107,8 +100,7 @@ class PretrainTask(objectives.PrototypeTask):
 
 def _check(config: Config, images: int) -> None:
     """Stop before anything is loaded where the settings contradict each other."""
-    training_stage.check(config, STAGE, images)
-    objectives.check_clusters(config, STAGE, images)
+    objectives.check(PRETRAIN, config, images)
     settings = config.pretrain
     groups = {
         len(values)
@@ -124,7 +116,7 @@ def _check(config: Config, images: int) -> None:
             "pretrain.crop_sizes, crop_counts, min_scales and max_scales must have one entry per "
             "crop size each"
         )
-    training_stage.check_crops(STAGE, settings.crop_sizes)
+    check_crops(PRETRAIN, settings.crop_sizes)
     if not settings.crop_counts or settings.crop_counts[0] < objectives.ASSIGNED_VIEWS:
         raise UserError("pretrain.crop_counts must begin with at least 2: these are compared")
     if len(set(settings.shallow)) != len(settings.shallow) or not set(settings.shallow) <= {

@@ -20,6 +20,7 @@ STD = (0.229, 0.224, 0.225)
 _MAX_RESIZED = 1 << 24  # pixels of an image for a network, whose maps take a hundred times as much
 
 RATIO = (3 / 4, 4 / 3)
+MIN_SIDE = 32  # pixels; the networks' deepest features have one cell for so many
 REDUCING_GAP = 2.0  # of two steps of reduction, from which on they look like one
 _TRIES = 10
 FLIP = 0.5

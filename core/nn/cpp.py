@@ -47,6 +47,22 @@ def run(header: Path, call: str, shape: Sequence[int], inputs: list[Var], **data
     return out
 
 
+def run_all(
+    header: Path, call: str, shapes: Sequence[Sequence[int]], inputs: list[Var], **data: float
+) -> list[Var]:
+    """As :func:`run`, for a call with several results: ``out0_p``, ``out1_p``, ..."""
+    outs = jt.code(
+        [list(shape) for shape in shapes],
+        ["float32"] * len(shapes),
+        inputs,
+        cpu_header=_source(header),
+        cpu_src=call,
+        data={key: float(value) for key, value in data.items()},
+    )
+    outs[0].compile_options = _compile_options()  # of the operation that gives them all
+    return outs
+
+
 def expect(holds: bool, name: str, *inputs: Var) -> None:
     """The kernels trust their sizes: check them before, in a line that names them.
 

@@ -1,9 +1,9 @@
-"""The one training loop: per-iteration cosine rate, log, checkpoints by time and epoch, resume.
+"""The one training loop: a rate for each iteration, log, checkpoints by time and epoch, resume.
 
-A stage brings its network, optimiser, loader and a :class:`Task`, which says what a batch's loss
-is. A run that was killed continues after its last checkpoint and computes, step by step, what it
-would have computed: a checkpoint holds everything that a later step depends on, and all that is
-drawn at random in a step depends on (seed, step) or (seed, epoch, image) alone.
+A stage brings a loader and a :class:`Task`, which has the network and its optimisers and says what
+is done with a batch. A run that was killed continues after its last checkpoint and computes, step
+by step, what it would have computed: a checkpoint holds everything that a later step depends on,
+and all that is drawn at random in a step depends on (seed, step) or (seed, epoch, image) alone.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -26,19 +26,36 @@ from core.files import write_json
 from core.nn import arena
 from core.runtime import jt
 from core.text import named
+from core.training.descent import Optimizer
 from core.training.log import TrainLog
-from core.training.optim import LarcSGD, cosine_lr
 from core.training.options import TrainOptions
+from core.training.schedules import Schedule
 from core.work.settings import differences
 
 Var = Any
 
+# Name of an optimiser that is alone; its state stands in a checkpoint without a name.
+_ONLY = ""
 # What a checkpoint of this loop has at least.
 _KEYS = {"epoch", "step", "state_dict", "optimizer", "task", "log", "processes", "settings"}
 
 
-class Task(Protocol):
-    """What a stage adds to the loop."""
+class Task:
+    """What a stage adds to the loop: a network, its optimisers, and what is done with a batch.
+
+    With one optimiser, a stage only says what the :meth:`loss` of a batch is. A method whose
+    optimisers take turns overrides :meth:`step` instead.
+
+    Args:
+        model: the network, or a module that holds all networks; its state is what checkpoints have.
+        optimizer: one, or several by name; the loop saves and restores them.
+    """
+
+    def __init__(self, model: Any, optimizer: Optimizer | Mapping[str, Optimizer]) -> None:
+        self.model = model
+        self.optimizers: dict[str, Optimizer] = (
+            dict(optimizer) if isinstance(optimizer, Mapping) else {_ONLY: optimizer}
+        )
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare epoch ``epoch`` (0-based); not called when a run resumes within it."""
@@ -50,15 +67,32 @@ class Task(Protocol):
             batch: what the loader gives.
             step: iterations before this one, over all epochs.
         """
+        raise NotImplementedError(f"{type(self).__name__} says neither its loss nor its step")
 
     def frozen(self, step: int) -> Collection[str]:
         """Names of parameters that this iteration leaves alone."""
+        return ()
+
+    def step(self, batch: Any, step: int, rate: float) -> dict[str, Var]:
+        """Learn from a batch; returns what the log shows, by name, each of shape (1,).
+
+        The same names come from every step, and all processes step the same optimisers.
+
+        Args:
+            batch, step: as in :meth:`loss`.
+            rate: learning rate of this iteration.
+        """
+        (optimizer,) = self.optimizers.values()
+        loss, parts = self.loss(batch, step)
+        optimizer.step(loss, rate, self.frozen(step))
+        return {"loss": loss, **parts}
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs besides weights and optimiser: numpy arrays and plain Python.
+        """What a resumed run needs besides weights and optimisers: numpy arrays and plain Python.
 
         Called by all processes together.
         """
+        return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state` gave."""
@@ -69,7 +103,9 @@ class Plan:
     """What a training run is, apart from the objects that it works on."""
 
     stage: str
-    """Name of the stage in messages, in the configuration and in its checkpoints."""
+    """Name of the stage in its checkpoints, and of its settings in messages."""
+    command: str
+    """Name of the stage in the log."""
     folder: Path
     """Where the checkpoints lie."""
     log_file: Path
@@ -79,8 +115,8 @@ class Plan:
     settings: dict[str, Any]
     """Everything that decides this stage's result; a run resumes only where these are equal."""
     epochs: int
-    base_lr: float
-    final_lr: float
+    rate: Schedule
+    """Learning rate of each iteration, of :mod:`core.training.schedules`."""
     seed: int
     options: TrainOptions = field(default_factory=TrainOptions)
 
@@ -114,34 +150,28 @@ def finished(plan: Plan, previous: dict[str, Any] | None) -> bool:
     if previous is None or previous["epoch"] < plan.epochs:
         return False
     if distributed.is_main():
-        log.info(plan.stage, f"already finished ({plan.epochs} epochs in {plan.folder})")
+        log.info(plan.command, f"already finished ({plan.epochs} epochs in {plan.folder})")
     return True
 
 
-def fit(
-    plan: Plan,
-    model: Any,
-    optimizer: LarcSGD,
-    loader: Loader,
-    task: Task,
-    previous: dict[str, Any] | None = None,
-) -> None:
-    """Train ``model`` in place for what ``previous`` does not hold yet of the epochs of ``plan``.
+def fit(plan: Plan, task: Task, loader: Loader, previous: dict[str, Any] | None = None) -> None:
+    """Train the network of ``task`` in place for what ``previous`` does not hold yet of the epochs
+    of ``plan``.
 
     After every epoch, and within it as often as the options say, the checkpoint in ``plan.folder``
     is replaced: ``epoch`` (finished ones), ``step`` (finished ones, over all epochs),
-    ``state_dict`` (reference key names), ``optimizer``, ``task``, ``log``, ``processes``,
-    ``config``, ``settings``, ``stage``, ``seed``.
+    ``state_dict`` (reference key names), ``optimizer`` (the state of the only one, or all states by
+    name), ``task``, ``log``, ``processes``, ``config``, ``settings``, ``stage``, ``seed``.
 
     Raises:
         UserError: the loss or a weight stopped being finite; ``previous`` does not fit the network
             or was made by another number of processes.
         KeyboardInterrupt: says from where the next run will go on.
     """
-    begin = 0 if previous is None else _restore(plan, model, optimizer, loader, task, previous)
+    begin = 0 if previous is None else _restore(plan, task, loader, previous)
     report = TrainLog(
         plan.log_file,
-        plan.stage,
+        plan.command,
         plan.epochs,
         loader.batch_size,
         step=begin,
@@ -153,20 +183,20 @@ def fit(
         write_json(plan.config_file, plan.config)
     # What was drawn for the new network is drawn here: each step sets the generators anew.
     jt.sync_all()
-    for var in model.state_dict().values():
+    for var in task.model.state_dict().values():
         _share(var)
-    model.train()
+    task.model.train()
     _announce(plan, loader, begin)
-    saver = _Saver(plan, model, optimizer, task, report, begin)
+    saver = _Saver(plan, task, report, begin)
     batches: Any = _batches(plan, loader, task, begin)
     if distributed.is_main():
         total = plan.epochs * loader.steps
-        batches = log.progress(batches, plan.stage, total=total - begin, unit="step")
+        batches = log.progress(batches, plan.command, total=total - begin, unit="step")
     # Closed on an error too: bar, workers and sinks end with the loop.
     with contextlib.closing(report), contextlib.closing(loader), contextlib.closing(batches):
         try:
             for step, batch in report.timed(batches):
-                _iteration(plan, loader, optimizer, task, report, saver, batch, step)
+                _iteration(plan, loader, task, report, saver, batch, step)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(saver.resume_text(loader.steps)) from None
     _report_broken(plan, loader)
@@ -175,7 +205,6 @@ def fit(
 def _iteration(
     plan: Plan,
     loader: Loader,
-    optimizer: LarcSGD,
     task: Task,
     report: TrainLog,
     saver: _Saver,
@@ -184,10 +213,10 @@ def _iteration(
 ) -> None:
     """Train on a batch, then log and save what is due."""
     epoch, index = divmod(step, loader.steps)
-    rate = cosine_lr(step, plan.epochs * loader.steps, plan.base_lr, plan.final_lr)
+    rate = plan.rate(step, plan.epochs * loader.steps)
     # Drawn anew for each step, so that a resumed one draws (dropout) what it would have drawn.
     jt.set_global_seed(_step_seed(plan.seed, step))
-    values, save = train_step(optimizer, task, batch, step, rate, saver.due())
+    values, save = train_step(task, batch, step, rate, saver.due())
     if not all(math.isfinite(value) for value in values.values()):
         raise UserError(_not_finite(plan, loader, epoch, index, values))
     last = index == loader.steps - 1
@@ -199,20 +228,19 @@ def _iteration(
 
 
 def train_step(
-    optimizer: LarcSGD, task: Task, batch: Any, step: int, rate: float, save: bool = False
+    task: Task, batch: Any, step: int, rate: float, save: bool = False
 ) -> tuple[dict[str, float], bool]:
     """One iteration; returns the loss and its parts, averaged over all processes, and whether any
     process wants to save.
     """
     arena.reserve()
-    loss, parts = task.loss(batch, step)
-    numbers = [loss, *parts.values(), jt.array([float(save)])]
+    shown = task.step(batch, step, rate)
+    numbers = [*shown.values(), jt.array([float(save)])]
     values = jt.concat([number.reshape(1) for number in numbers], 0).stop_grad()
-    optimizer.step(loss, rate, task.frozen(step))
     # Everything of this iteration is computed here, so that nothing of it stays in memory.
     jt.sync_all()
     *means, saves = distributed.all_reduce_mean(values).numpy().tolist()
-    return dict(zip(("loss", *parts), means)), saves > 0
+    return dict(zip(shown, means)), saves > 0
 
 
 def _step_seed(seed: int, step: int) -> int:
@@ -230,14 +258,7 @@ def _batches(plan: Plan, loader: Loader, task: Task, begin: int) -> Iterator[tup
             yield epoch * loader.steps + index, batch
 
 
-def _restore(
-    plan: Plan,
-    model: Any,
-    optimizer: LarcSGD,
-    loader: Loader,
-    task: Task,
-    previous: dict[str, Any],
-) -> int:
+def _restore(plan: Plan, task: Task, loader: Loader, previous: dict[str, Any]) -> int:
     """Take over a checkpoint; returns the steps that it has behind it."""
     where, world = str(plan.folder), distributed.world_size()
     if previous["processes"] != world:
@@ -252,8 +273,12 @@ def _restore(
             f"{plan.stage}: {where} holds step {step} in epoch {previous['epoch'] + 1}, but an "
             f"epoch has {loader.steps} steps; choose another run folder"
         )
-    checkpoint.load_state(model, previous["state_dict"], where)
-    optimizer.load_state(previous["optimizer"], where)
+    checkpoint.load_state(task.model, previous["state_dict"], where)
+    for name, optimizer in task.optimizers.items():
+        if name == _ONLY:
+            optimizer.load_state(previous["optimizer"], where)
+        else:
+            optimizer.load_state(previous["optimizer"].get(name, {}), f"{where}, {name}")
     task.load_state(previous["task"])
     return step
 
@@ -270,7 +295,7 @@ def _announce(plan: Plan, loader: Loader, begin: int) -> None:
     epoch, index = divmod(begin, loader.steps)
     place = f"epoch {epoch + 1} of {plan.epochs}" + (f", step {index + 1}" if index else "")
     log.info(
-        plan.stage,
+        plan.command,
         f"{'resuming' if begin else 'starting'} at {place}: {len(loader.dataset)} images, "
         f"{loader.steps} steps an epoch, batch {loader.batch_size}; compiling kernels at the first "
         f"step (minutes on a machine that has none yet)",
@@ -280,17 +305,8 @@ def _announce(plan: Plan, loader: Loader, begin: int) -> None:
 class _Saver:
     """Writes the checkpoints of a run and knows when one is due."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        model: Any,
-        optimizer: LarcSGD,
-        task: Task,
-        report: TrainLog,
-        begin: int,
-    ) -> None:
-        self._plan, self._model, self._optimizer = plan, model, optimizer
-        self._task, self._report = task, report
+    def __init__(self, plan: Plan, task: Task, report: TrainLog, begin: int) -> None:
+        self._plan, self._task, self._report = plan, task, report
         self._saved, self._since = begin, time.monotonic()
 
     def due(self) -> bool:
@@ -302,14 +318,14 @@ class _Saver:
         """Write a checkpoint of ``epoch`` and ``step`` finished ones; all processes call this."""
         plan, task_state = self._plan, self._task.state()
         if distributed.is_main():
-            state = checkpoint.model_state(self._model)
-            velocity = self._optimizer.state()
-            self._require_finite({**velocity, **state}, step)
+            weights = checkpoint.model_state(self._task.model)
+            states = {name: each.state() for name, each in self._task.optimizers.items()}
+            self._require_finite([*states.values(), weights], step)
             payload = {
                 "epoch": epoch,
                 "step": step,
-                "state_dict": state,
-                "optimizer": velocity,
+                "state_dict": weights,
+                "optimizer": states.get(_ONLY, states),
                 "task": task_state,
                 "log": self._report.state(),
                 "processes": distributed.world_size(),
@@ -330,8 +346,9 @@ class _Saver:
             f"{epoch + 1} ({kept})"
         )
 
-    def _require_finite(self, state: dict[str, np.ndarray], step: int) -> None:
-        bad = [key for key, value in state.items() if not np.isfinite(value).all()]
+    def _require_finite(self, states: list[dict[str, np.ndarray]], step: int) -> None:
+        arrays = (pair for state in states for pair in state.items())
+        bad = list(dict.fromkeys(key for key, value in arrays if not np.isfinite(value).all()))
         if bad:
             raise UserError(
                 f"{self._plan.stage}: {bad[0]} is no longer finite after step {step} ({len(bad)} "
@@ -355,7 +372,7 @@ def _not_finite(
 def _report_broken(plan: Plan, loader: Loader) -> None:
     if loader.broken:
         log.warn(
-            plan.stage,
+            plan.command,
             f"{len(loader.broken)} images could not be used and others stood in: "
             f"{named(sorted(loader.broken))}",
         )

@@ -1,101 +1,124 @@
-"""What the three training stages share: their plan, checks before anything is loaded, and the
-loader.
+"""What all training stages share: checks before anything is loaded, the plan, the loader, the run.
+
+A stage calls :func:`check`, says in a :class:`Training` what is its own, and :func:`train` does the
+rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core import config as core_config
 from core import distributed, log
 from core.checkpoints import files as checkpoint
+from core.data.crops import MIN_SIDE
 from core.data.loader import Dataset, Loader
 from core.errors import UserError
 from core.files import sha256_of
 from core.pipeline.folders import CONFIG, LOG
+from core.pipeline.stage import Stage
 from core.training import loop
 from core.training.options import TrainOptions
-from tools.data.check import MIN_SIDE
-from uss.config import Config
+from core.training.schedules import Schedule
 
 MIN_CROP, MAX_CROP = MIN_SIDE, 4096  # pixels
 
 
-def make_plan(
-    config: Config,
-    stage: str,
-    folder: Path,
-    sections: Sequence[str],
-    facts: dict[str, Any],
-    options: TrainOptions,
-) -> loop.Plan:
-    """Plan of the training stage whose settings are the section ``stage`` of ``config``.
+@dataclass(frozen=True)
+class Training:
+    """What a stage adds to :func:`train`, which calls each function once, in this order, and only
+    where there is something left to train.
+    """
+
+    images: int
+    """Images to train on."""
+    rate: Schedule
+    """Learning rate of each iteration, of :mod:`core.training.schedules`."""
+    dataset: Callable[[], Dataset]
+    """Makes the data set of the images."""
+    task: Callable[[], loop.Task]
+    """Makes the network, with the weights that it starts from, its optimisers and the task."""
+    sections: Sequence[str] = ()
+    """Fields of the configuration that decide the result, beside the stage's own and the seed."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else decides the result, such as the weights that it starts from. A run is continued
+    only where all of it is the same."""
+
+
+def train(
+    stage: Stage, config: Any, folder: Path, options: TrainOptions, training: Training
+) -> None:
+    """Train what ``training`` describes into ``folder``, from where an earlier run stopped.
 
     Args:
-        folder: of its checkpoints, log and configuration.
-        sections: further fields of ``config`` that decide the result.
-        facts: what else decides it (images, weights it starts from); a run is only continued where
-            all of these are the same.
+        stage: its ``section`` of ``config`` has ``epochs`` and ``batch_size``.
+        config: also has ``seed`` and ``workers``.
+        folder: of checkpoints, log and configuration.
+
+    Raises:
+        UserError: a run of other settings in the folder, or what a function of ``training`` or the
+            loop raises.
     """
+    plan = make_plan(stage, config, folder, options, training)
+    previous = loop.previous_run(plan)
+    if loop.finished(plan, previous):
+        return
+    dataset = training.dataset()
+    task = training.task()
+    loop.fit(plan, task, make_loader(stage, config, dataset), previous)
+
+
+def make_plan(
+    stage: Stage, config: Any, folder: Path, options: TrainOptions, training: Training
+) -> loop.Plan:
+    """The plan of :func:`train`."""
     whole = core_config.to_dict(config)
-    section = getattr(config, stage)
-    decisive = ("arch", "seed", stage, *sections)
+    decisive = ("seed", stage.section, *training.sections)
+    facts = {"images": training.images, **training.facts}
     return loop.Plan(
-        stage=stage,
+        stage=stage.section,
+        command=stage.command,
         folder=folder,
         log_file=folder / LOG,
         config_file=folder / CONFIG,
         config=whole,
         settings={**{name: whole[name] for name in decisive}, **facts},
-        epochs=section.epochs,
-        base_lr=section.base_lr,
-        final_lr=section.final_lr,
+        epochs=getattr(config, stage.section).epochs,
+        rate=training.rate,
         seed=config.seed,
         options=options,
     )
 
 
-def check(config: Config, stage: str, images: int) -> None:
+def check(stage: Stage, config: Any, images: int) -> None:
     """Stop at once where the settings of ``stage`` cannot work with so many images and processes.
 
     Raises:
         UserError: names the setting to change.
     """
-    section, world = getattr(config, stage), distributed.world_size()
+    name, world = stage.section, distributed.world_size()
+    section = getattr(config, name)
     if section.epochs < 1:
-        raise UserError(f"{stage}.epochs must be at least 1, is {section.epochs}")
+        raise UserError(f"{name}.epochs must be at least 1, is {section.epochs}")
     if section.batch_size < 1 or section.batch_size % world:
         raise UserError(
-            f"{stage}.batch_size is {section.batch_size} over all {world} processes: it must be a "
-            f"positive multiple of {world}; use --set {stage}.batch_size=..."
+            f"{name}.batch_size is {section.batch_size} over all {world} processes: it must be a "
+            f"positive multiple of {world}; use --set {name}.batch_size=..."
         )
-    core_config.require_positive(
-        {
-            "num_classes": config.num_classes,
-            **{f"heads.{name}": value for name, value in vars(config.heads).items()},
-            "assignment.temperature": config.assignment.temperature,
-            "assignment.epsilon": config.assignment.epsilon,
-            f"{stage}.base_lr": section.base_lr,
-        }
-    )
+    core_config.require_positive({f"{name}.base_lr": section.base_lr})
     if config.workers < 0:
         raise UserError(f"--workers must be 0 or more, is {config.workers}")
     if images < section.batch_size:
         raise UserError(
-            f"{stage}: {images} training images do not fill one batch of {section.batch_size}; "
-            f"add images or use --set {stage}.batch_size={max(images // world * world, world)}"
-        )
-    queue = getattr(section, "queue_length", 0)
-    if queue and queue < section.batch_size:
-        raise UserError(
-            f"{stage}.queue_length is {queue}, shorter than one batch of {section.batch_size}; use "
-            f"--set {stage}.queue_length=0 for none, or at least the batch size"
+            f"{name}: {images} training images do not fill one batch of {section.batch_size}; "
+            f"add images or use --set {name}.batch_size={max(images // world * world, world)}"
         )
 
 
-def check_crops(stage: str, sizes: Sequence[int]) -> None:
+def check_crops(stage: Stage, sizes: Sequence[int]) -> None:
     """Stop at once where crops of these sides (pixels) do not suit the networks.
 
     A crop may be larger than the images: it is cut to a fraction of the image and resized, as in
@@ -107,16 +130,16 @@ def check_crops(stage: str, sizes: Sequence[int]) -> None:
     for size in sizes:
         if not MIN_CROP <= size <= MAX_CROP:
             raise UserError(
-                f"{stage}: crops of {size} pixels: expected {MIN_CROP} (one cell of the deepest "
-                f"features) to {MAX_CROP}"
+                f"{stage.section}: crops of {size} pixels: expected {MIN_CROP} (one cell of the "
+                f"deepest features) to {MAX_CROP}"
             )
 
 
-def make_loader(config: Config, stage: str, dataset: Dataset) -> Loader:
+def make_loader(stage: Stage, config: Any, dataset: Dataset) -> Loader:
     """This process's share of the batches of ``stage``."""
     return Loader(
         dataset,
-        getattr(config, stage).batch_size,
+        getattr(config, stage.section).batch_size,
         config.seed,
         config.workers,
         rank=distributed.rank(),
@@ -124,16 +147,17 @@ def make_loader(config: Config, stage: str, dataset: Dataset) -> Loader:
     )
 
 
-def source_fact(path: Path, run_folder: Path, stage: str, epochs: int) -> dict[str, str]:
-    """Checksum of the weights that a stage starts from, as a fact for :func:`make_plan`.
+def source_fact(stage: Stage, path: Path, run_folder: Path, epochs: int) -> dict[str, str]:
+    """Checksum of the weights that a stage starts from, as a fact of a :class:`Training`.
 
-    Warns where ``path`` is this run's own product of ``stage`` and that has not reached ``epochs``.
+    Warns where ``path`` is this run's own product of an earlier stage that has not reached
+    ``epochs``.
     """
     if path.is_relative_to(run_folder):
         payload = checkpoint.load_latest(path.parent)
         done = payload.get("epoch") if payload else None
         if isinstance(done, int) and done < epochs:
-            log.warn(stage, f"{path} has only {done} of {epochs} epochs; going on from it")
+            log.warn(stage.command, f"{path} has only {done} of {epochs} epochs; going on from it")
     return {"starts_from_sha256": sha256_of(path)}
 
 

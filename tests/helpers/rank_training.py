@@ -70,12 +70,13 @@ def main() -> int:
         if not first:
             first.update({f"first/{key}": value for key, value in optimizer.state().items()})
 
-    def noting_fit(plan, model, *arguments) -> None:
+    def noting_fit(plan, task, *arguments) -> None:
         first.clear()
-        start = {f"start/{key}": value for key, value in checkpoint.model_state(model).items()}
-        fit(plan, model, *arguments)
+        start = checkpoint.model_state(task.model)
+        fit(plan, task, *arguments)
         name = f"{plan.stage}.{distributed.rank()}.npz"
-        np.savez(run / name, **checkpoint.model_state(model), **start, **first)
+        noted = {f"start/{key}": value for key, value in start.items()}
+        np.savez(run / name, **checkpoint.model_state(task.model), **noted, **first)
 
     loop.fit, LarcSGD.step = noting_fit, noting_step
     pretrain.run(config(), data, RunFolder(run), options)

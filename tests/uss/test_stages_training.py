@@ -15,7 +15,7 @@ from core.data.imagenet_s import list_images
 from core.data.label_maps import save_label
 from core.errors import UserError
 from core.files import write_json
-from core.runtime import jt
+from core.runtime import jt, nn
 from uss import finetune, pixel_attention, pretrain
 from uss.config import Assignment, Config, Heads
 from uss.paths import RunFolder
@@ -187,7 +187,12 @@ def test_the_loss_is_taken_at_every_second_label(run):
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 3, (4, 64, 64)).astype(np.int32)
     logits = rng.normal(size=(4, 3, 32, 32)).astype(np.float32)
-    task = finetune.FinetuneTask(lambda images: jt.array(logits), _config(), run.root)
+
+    class Given(nn.Module):
+        def execute(self, images):
+            return jt.array(logits)
+
+    task = finetune.FinetuneTask(Given(), _config(), run.root)
     images = np.zeros((4, 3, 64, 64), np.float32)
     chosen = np.take_along_axis(logits, labels[:, None, ::2, ::2], 1)[:, 0]
     expected = (np.log(np.exp(logits).sum(1)) - chosen).mean()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from core import log
+from core.data.crops import MIN_SIDE
 from core.data.imagenet_s import (
     MASKS_SUFFIX,
     SUFFIXES,
@@ -35,7 +36,6 @@ from core.work.pool import ordered_map, usable_cores
 STAGE = "data check"
 #: Readable, but the stages list only files of :data:`core.data.imagenet_s.SUFFIXES`.
 OTHER_SUFFIXES = (".bmp", ".gif", ".webp")
-MIN_SIDE = 32  # pixels; the networks' deepest features have one cell for so many
 _IN_PROCESSES = 200  # images; for fewer, starting processes costs more than it saves
 
 

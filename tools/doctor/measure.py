@@ -1,14 +1,17 @@
 """How long training steps of a preset and SAM's masks of an image take on this machine.
 
-Runs in a process of its own (:func:`answerer`), which starts Jittor and compiles kernels.
+Runs in a process of its own (:func:`answerer`), which starts Jittor and compiles kernels. What a
+stage trains comes from the stage: its module has ``rehearsal(config, photo)``, which gives the
+training task of the configuration with random weights and a data set of that one photograph.
 """
 
 from __future__ import annotations
 
-import io
+import importlib
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +19,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from core.data import crops as core_crops
+from core.data.imagenet_s import ImageItem
+from core.data.loader import stack
 from core.memory import resident_mib
 from core.synthetic.scenes import KINDS, render
 from sam.masks import layer_point_grids
-from uss import views
-from uss.config import Config
 
+MASKS = "masks"
 _BATCHES = (2, 4)
+_RATE = 1e-6  # small, so that many steps on the same images leave the weights as they are
+_SAMPLE_SECONDS = 0.3
 _PHOTO_HW = (375, 500)  # of an image of ImageNet
 _GRID = 8  # points a side of the measured masks
 
@@ -37,23 +42,31 @@ class Step:
     fixed_mib: float
     image_mib: float
     sample_s: float
-    """Making the crops of an image on one core."""
+    """Making what the network sees of an image on one core, its file's decoding included."""
+    image_pixels: int
+    """What the network sees of an image, all of its crops taken together."""
     on_gpu: bool
     image_pixels: float = 1.0
     """Of the crops that the network sees of one image."""
 
 
 def answerer(setup: None) -> Any:
-    """For ``core.work.child``: answers (what, configuration, seconds)."""
+    """For ``core.work.child``: answers (what, configuration, seconds to spend).
 
-    def answer(request: tuple[str, Config, float]) -> Any:
+    ``what`` is :data:`MASKS`, answered by the seconds of an image, or the module of a training
+    stage, answered by a :class:`Step`.
+    """
+
+    def answer(request: tuple[str, Any, float]) -> float | Step:
         what, config, seconds = request
-        return measure_masks(config, seconds) if what == "masks" else measure_step(*request)
+        if what == MASKS:
+            return measure_masks(config, seconds)
+        return measure_step(what, config, seconds)
 
     return answer
 
 
-def measure_masks(config: Config, seconds: float) -> float:
+def measure_masks(config: Any, seconds: float) -> float:
     """Seconds for the masks of a photograph, from a coarser grid of points than the preset's."""
     from refine.mask_sources import mask_source
 
@@ -80,24 +93,39 @@ def measure_masks(config: Config, seconds: float) -> float:
     return encoding * crops + (whole - encoding) * points / _GRID**2
 
 
-def measure_step(stage: str, config: Config, seconds: float) -> Step:
-    """Time and memory of steps of a training stage with random weights and noise."""
+def measure_step(module: str, config: Any, seconds: float) -> Step:
+    """Time and memory of steps of a training stage with random weights on a photograph.
+
+    Args:
+        module: of the stage; its ``rehearsal(config, photo)`` gives (task, data set).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        photo = ImageItem(Path(folder) / "photo.jpg", "photo")
+        Image.fromarray(_photo()).save(photo.path, "JPEG", quality=90)
+        task, dataset = importlib.import_module(module).rehearsal(config, photo)
+        rng = np.random.default_rng(0)
+        samples = [dataset.get(0, rng) for _ in range(max(_BATCHES))]
+        sample_s = _median_s(lambda: dataset.get(0, rng), _SAMPLE_SECONDS)
+    collate = getattr(dataset, "collate", stack)
+    batches = [collate(samples[:size]) for size in _BATCHES]
+    return _step(task, batches, seconds, sample_s, _image_pixels(samples[0]))
+
+
+def _step(
+    task: Any, batches: list[Any], seconds: float, sample_s: float, image_pixels: int
+) -> Step:
+    """What batches of the sizes in ``_BATCHES`` tell of a step."""
     from core.runtime import jt
     from core.training.loop import train_step
-    from core.training.optim import LarcSGD
 
-    section = getattr(config, stage)
-    model, task, parameters = _network(stage, config)
-    model.train()
-    optimizer = LarcSGD(parameters, section.momentum, section.weight_decay, larc=section.larc)
+    task.model.train()
     jt.sync_all()
     base = resident_mib()
     medians, peaks = [], []
-    for size in _BATCHES:
-        batch = _batch(stage, config, size)
+    for batch in batches:
 
         def step(batch: Any = batch) -> None:
-            train_step(optimizer, task, batch, section.epochs, section.base_lr)
+            train_step(task, batch, 0, _RATE)
 
         step()
         medians.append(_median_s(step, seconds / 2 / len(_BATCHES)))
@@ -111,9 +139,16 @@ def measure_step(stage: str, config: Config, seconds: float) -> Step:
         image_s=(second - fixed) / large,
         fixed_mib=max(peaks[1] - large * memory, base),
         image_mib=memory,
-        sample_s=_sample_s(stage, config),
+        sample_s=sample_s,
+        image_pixels=image_pixels,
         on_gpu=bool(jt.flags.use_cuda),
     )
+
+
+def _image_pixels(sample: Sequence[np.ndarray]) -> int:
+    """Pixels of the views (3, H, W) of a sample; other arrays, such as points, are no pixels."""
+    views = [x for x in sample if x.dtype.kind == "f" and x.ndim == 3 and x.shape[0] == 3]
+    return sum(view.shape[1] * view.shape[2] for view in views)
 
 
 def _median_s(work: Callable[[], None], seconds: float) -> float:
@@ -124,73 +159,6 @@ def _median_s(work: Callable[[], None], seconds: float) -> float:
         work()
         times.append(time.monotonic() - started)
     return statistics.median(times)
-
-
-def _network(stage: str, config: Config) -> tuple[Any, Any, dict[str, Any]]:
-    """(network, task, what learns) of a training stage, with random weights."""
-    from core.training import stage as training_stage
-    from uss import finetune, pretrain
-
-    if stage == "pretrain":
-        model = pretrain.build(config)
-        return model, pretrain.PretrainTask(model, config), training_stage.trainable(model)
-    if stage == "finetune":
-        model = finetune.network(config)
-        task = finetune.FinetuneTask(model, config, Path("labels"))
-        return model, task, training_stage.trainable(model)
-    from models.pass_net import PixelAttentionNet
-    from uss.pixel_attention import PixelAttentionTask
-
-    heads = config.heads
-    attention = PixelAttentionNet(config.arch, heads.hidden_mlp, heads.feat_dim, heads.prototypes)
-    return attention, PixelAttentionTask(attention, config), attention.trainable_parameters()
-
-
-def _batch(stage: str, config: Config, size: int) -> Any:
-    """Noise in the form of a batch of the stage's loader."""
-    rng = np.random.default_rng(0)
-    if stage == "finetune":
-        side = config.finetune.crop_size
-        labels = rng.integers(0, config.num_classes + 1, (size, side, side)).astype(np.int32)
-        return rng.standard_normal((size, 3, side, side), np.float32), labels
-    views = _multi_crop(stage, config).views
-    crops = [rng.standard_normal((size, 3, side, side), np.float32) for side, _, _ in views]
-    grids = rng.uniform(-1, 1, (2, size, 7, 7, 2)).astype(np.float32)
-    return (*crops, *grids)
-
-
-def _multi_crop(stage: str, config: Config) -> views.MultiCrop:
-    """The views that a self-supervised stage makes of an image."""
-    from uss import pixel_attention, pretrain
-
-    if stage == "pretrain":
-        return pretrain.multi_crop(config.pretrain)
-    return pixel_attention.multi_crop(config.pixel_attention)
-
-
-def _sample_s(stage: str, config: Config) -> float:
-    """Seconds of one core for the crops of a photograph, its file's decoding included."""
-    photo = _photo()
-    file = io.BytesIO()
-    Image.fromarray(photo).save(file, "JPEG", quality=90)
-    rng = np.random.default_rng(0)
-    if stage == "finetune":
-        joint = core_crops.JointCrop(config.finetune.crop_size, config.finetune.min_scale)
-        label = np.zeros(photo.shape[:2], np.int32)
-
-        def crop(rgb: np.ndarray) -> Any:
-            return joint(rgb, label, rng)
-    else:
-        multi = _multi_crop(stage, config)
-
-        def crop(rgb: np.ndarray) -> Any:
-            return multi(rgb, rng)
-
-    def sample() -> None:
-        with Image.open(io.BytesIO(file.getvalue())) as image:
-            crop(np.asarray(image.convert("RGB")))
-
-    return _median_s(sample, 0.3)
 
 
 def _photo() -> np.ndarray:

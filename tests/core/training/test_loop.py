@@ -16,8 +16,9 @@ from core.data.loader import Loader
 from core.errors import UserError
 from core.runtime import jt, nn
 from core.training import loop
-from core.training.optim import LarcSGD, cosine_lr
+from core.training.optim import LarcSGD
 from core.training.options import TrainOptions
+from core.training.schedules import cosine, cosine_lr
 from tests.conftest import ROOT
 
 MOMENTUM, DECAY, TRUST = 0.9, 0.01, 0.001
@@ -93,15 +94,13 @@ class _Points:
         return Path(f"points/{index}")
 
 
-class _Fit:
+class _Fit(loop.Task):
     """Squared distance, with a memory of its own and a layer that draws (dropout)."""
 
-    def __init__(self, model, stop_at: int = -1, poison_at: int = -1) -> None:
-        self.model, self.stop_at, self.poison_at = model, stop_at, poison_at
+    def __init__(self, model, optimizer, stop_at: int = -1, poison_at: int = -1) -> None:
+        super().__init__(model, optimizer)
+        self.stop_at, self.poison_at = stop_at, poison_at
         self.seen = np.zeros(1, np.float32)
-
-    def start_epoch(self, epoch):
-        self.epoch = epoch
 
     def loss(self, batch, step):
         if step == self.stop_at:
@@ -111,9 +110,6 @@ class _Fit:
         error = self.model(jt.array(x)) - jt.array(y)
         loss = (error * error).mean() * (float("nan") if step == self.poison_at else 1.0)
         return loss, {"half": loss * 0.5}
-
-    def frozen(self, step):
-        return ()
 
     def state(self):
         return {"seen": self.seen}
@@ -129,14 +125,14 @@ NEVER = TrainOptions(checkpoint_minutes=1e6, log_steps=1)
 def _plan(folder: Path, **changes) -> loop.Plan:
     plan = loop.Plan(
         stage="points",
+        command="points",
         folder=folder,
         log_file=folder / "log.jsonl",
         config_file=folder / "config.json",
         config={"everything": 1},
         settings={"points": {"epochs": 4, "width": 3}, "arch": "line"},
         epochs=4,
-        base_lr=0.001,
-        final_lr=0.0001,
+        rate=cosine(0.001, 0.0001),
         seed=7,
     )
     return replace(plan, **changes)
@@ -148,9 +144,9 @@ def _train(plan: loop.Plan, batch_size: int = 4, workers: int = 0, **task_argume
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     previous = loop.previous_run(plan)
     optimizer = LarcSGD(dict(model.named_parameters()), MOMENTUM, DECAY, larc=False)
-    task = _Fit(model, **task_arguments)
+    task = _Fit(model, optimizer, **task_arguments)
     loader = Loader(_Points(), batch_size=batch_size, seed=plan.seed, workers=workers)
-    loop.fit(plan, model, optimizer, loader, task, previous)
+    loop.fit(plan, task, loader, previous)
     return checkpoint.model_state(model), task
 
 
@@ -314,17 +310,17 @@ def test_every_image_of_a_batch_that_is_not_finite_is_named(tmp_path):
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(UserError, match="no longer finite after step 1"):
-        _train(_plan(tmp_path, base_lr=1e39), batch_size=12)
+        _train(_plan(tmp_path, rate=cosine(1e39)), batch_size=12)
     assert checkpoint.load_latest(tmp_path) is None
 
 
 def test_steps_leave_nothing_in_memory():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
     optimizer = LarcSGD(dict(model.named_parameters()), MOMENTUM, DECAY)
-    task, batch = _Fit(model), (np.ones((4, 3), np.float32), np.ones((4, 1), np.float32))
+    task, batch = _Fit(model, optimizer), (np.ones((4, 3), np.float32), np.ones((4, 1), np.float32))
     alive = []
     for step in range(8):
-        loop.train_step(optimizer, task, batch, step, 0.01)
+        loop.train_step(task, batch, step, 0.01)
         alive.append(jt.liveness_info()["lived_vars"])
     assert alive[-1] == alive[2]
 
