@@ -136,9 +136,10 @@ class PretrainNet(ResNet):
 class PixelAttentionNet(ResNet):
     """Trunk with a learnt attention per pixel and channel; only attention and prototypes train.
 
-    The last map is enlarged 4 times; attention A is computed from its L2-normalised form f.
-    Training embeds mean(f * A); clustering uses mean(F * A) of the map F before normalisation. The
-    trunk is run without gradient, but its batch norms follow ``train()`` and ``eval()``.
+    F is the trunk's last map, enlarged 4 times, and f the same with each pixel's channels scaled to
+    unit length. The attention A is computed from f. Training embeds mean(f * A), clustering uses
+    mean(F * A). The trunk is run without gradient, but its batch norms follow ``train()`` and
+    ``eval()``.
     """
 
     def __init__(self, arch: str, hidden_mlp: int, feat_dim: int, prototypes: int) -> None:
@@ -195,8 +196,8 @@ class PixelAttentionNet(ResNet):
 
 
 class PixelAttention(nn.Module):
-    """(B,C,h,w) L2-normalised features -> attention of the same shape, 0..1, with a learnt offset
-    per channel.
+    """Attention in 0..1 for each pixel and channel, (B,C,h,w), of L2-normalised features of the
+    same shape. A learnt offset for each channel shifts it before the sigmoid.
     """
 
     def __init__(self, channels: int) -> None:
@@ -215,8 +216,8 @@ class PixelAttention(nn.Module):
 
 
 class PlainSegmenter(ResNet):
-    """Trunk and one 1x1 convolution: (B,3,H,W) -> logits (B, num_classes+1, H/32, W/32), index 0 =
-    other.
+    """Trunk and one 1x1 convolution: (B,3,H,W) -> logits (B, num_classes+1, H/32, W/32). Index 0
+    is what belongs to no class.
     """
 
     def __init__(self, arch: str, num_classes: int) -> None:
@@ -232,9 +233,9 @@ class PlainSegmenter(ResNet):
 def normalise_rows(layer: Any) -> None:
     """Scale each row of ``layer.weight`` to unit length.
 
-    A Var computed under ``no_grad`` stays without gradient when it replaces a parameter, and
-    switching the gradient on after the forward cuts it off from the loss: it is switched on here,
-    before any forward.
+    A Var that was computed under ``no_grad`` has no gradient, also when it replaces a parameter.
+    The gradient must be switched on again before the forward, or it does not reach the loss; so
+    this function does it.
     """
     with jt.no_grad():
         rows = l2_normalise(layer.weight)

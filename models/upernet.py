@@ -17,10 +17,15 @@ DROPOUT = 0.1
 
 
 class UPerNet(ResNet):
-    """(B,3,H,W) float32, normalised -> logits (B, num_classes+1, H/4, W/4); index 0 = other.
+    """(B,3,H,W) float32, normalised -> logits (B, num_classes+1, H/4, W/4). Index 0 is what
+    belongs to no class.
 
-    ``head_width`` is 512 in the reference; on a CPU, nine tenths of the time go into the head, and
-    with the square of its width. ``fixed_pool``: see :func:`core.nn.layers.adaptive_avg_pool2d`.
+    Args:
+        arch: a key of ``models.resnet.TRUNKS``.
+        num_classes: classes without background.
+        head_width: channels inside the head, 512 in the reference. On a CPU nine tenths of the time
+            go into the head, and that time grows with the square of this width.
+        fixed_pool: see :func:`core.nn.layers.adaptive_avg_pool2d`.
     """
 
     def __init__(
@@ -73,8 +78,8 @@ class UPerHead(nn.Module):
         return self.conv_seg(self.dropout(self.fpn_bottleneck(joined)))
 
     def pyramid(self, x: Var) -> Var:
-        """(B,C4,h,w) -> (B,width,h,w): the map and its means over coarser and coarser cells,
-        joined.
+        """Pyramid pooling, (B,C4,h,w) -> (B,width,h,w): the map is joined with its means over grids
+        of 1, 2, 3 and 6 cells a side.
         """
         pooled = [resize_bilinear(branch(x), _size_hw(x)) for branch in self.psp_modules]
         return self.bottleneck(jt.concat([x, *pooled], 1))

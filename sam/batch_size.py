@@ -1,7 +1,8 @@
-"""How many points are decoded at once: fewer when memory runs out.
+"""How many points are decoded at once: fewer where memory is short.
 
-On a CPU it must be seen before: what Linux has promised and cannot give ends the process, and a
-kernel does not survive an allocation that failed. So memory is asked for before a batch starts.
+On a CPU a lack of memory must be noticed before it happens. Linux grants more memory than there is
+and kills the process that uses it, and a kernel does not survive a failed allocation. So
+:func:`ask_for` looks for free memory before each batch starts.
 """
 
 from __future__ import annotations
@@ -12,33 +13,35 @@ from core import log
 from core.errors import UserError
 from core.memory import machine_bytes
 
-# What decoding takes, measured: image places for each of the prompts that the decoder works on at
-# once (64 at once gain 4 % of the time), and for each point its masks' logits, twice.
+# What decoding takes, as measured. The decoder works on 16 prompts at once, each with its own copy
+# of the image places (64 at once would save 4 % of the time). Each point then has the logits of its
+# masks, twice.
 PROMPTS_AT_ONCE = 16
 _PROMPT_MIB, _POINT_MIB = 12, 2
 _OUT_OF_MEMORY = ("memory", "alloc")
 
 
 def ask_for(points: int) -> None:
-    """Do nothing where memory for a batch of so many points is to be had.
+    """Check that there is memory for a batch of so many points.
 
     Raises:
-        MemoryError: it is not.
+        MemoryError: there is not enough.
     """
     need = min(points, PROMPTS_AT_ONCE) * _PROMPT_MIB + points * _POINT_MIB
     free = _free_mib()
     if free is not None and free < need:
         raise MemoryError(f"{need} MiB needed, {free:.0f} MiB free")
-    # A limit of this process (ulimit) only shows when it is met; untouched, this costs nothing.
+    # A limit of this process (ulimit) shows only when an allocation meets it. Memory that is never
+    # written to costs nothing.
     np.empty(need << 20, np.uint8)
 
 
 def halved(points: int, error: Exception) -> int:
-    """The next batch size after ``error`` in a batch of ``points``; says so in the log.
+    """Half of ``points``, the size of a batch that ended in ``error``; a warning says so.
 
     Raises:
-        UserError: even a single point does not fit. Exception: ``error`` itself, where it was not
-        about memory.
+        UserError: even a single point does not fit.
+        Exception: ``error`` itself, where it is not about memory.
     """
     text = str(error).lower()
     if not isinstance(error, MemoryError) and not any(word in text for word in _OUT_OF_MEMORY):

@@ -1,4 +1,5 @@
-"""The Segment Anything models by name, and what surrounds the networks: colours, padding, sizes.
+"""The Segment Anything models by name, and the whole model: image encoder, prompt encoder and mask
+decoder, with the normalising and padding of images before them and the resizing of masks behind.
 
 ``sam_model_registry[name](checkpoint=None)`` and the ``build_sam`` functions are as in the official
 API. Without a checkpoint nothing is read and the weights are those of initialisation.
@@ -82,7 +83,8 @@ class Sam(nn.Module):
         return "cuda" if jt.flags.use_cuda else "cpu"
 
     def to(self, device: Any) -> Sam:
-        """Nothing to move: checks that ``device`` ("cpu", "cuda", "cuda:0", ...) is the process's.
+        """Check that ``device`` ("cpu", "cuda", "cuda:0", ...) is the one of this process. Jittor
+        has one device for all, so nothing is moved.
 
         Raises:
             UserError: it is another one.

@@ -33,7 +33,7 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis, two passes.
+    """Layer norm over the last axis; mean first, then variance, so that nothing cancels.
 
     Args:
         channels: size of the last axis.
@@ -51,12 +51,14 @@ class LayerNorm(nn.Module):
 
 
 def layer_norm_2d(channels: int) -> LayerNorm:
-    """SAM's ``LayerNorm2d``: on channels-last maps, as here, the layer norm of the last axis."""
+    """SAM's ``LayerNorm2d``. Maps are channels-last here, so it is the norm of the last axis."""
     return LayerNorm(channels, eps=1e-6)
 
 
 class Activation(nn.Module):
-    """Keeps the place of a layer without parameters, so that the numbers in the keys fit."""
+    """Stands where the official code has an activation, so that the layers behind it have the
+    numbers that checkpoint keys give them. The layer before it computes the activation.
+    """
 
     def execute(self, x: Var) -> Var:
         raise NotImplementedError("the activation is fused into the layer before it")

@@ -1,8 +1,10 @@
-"""The operations that dominate SAM's mask decoder, fused: CPU kernels, plain Jittor on CUDA.
+"""The operations that take most of the mask decoder's time, each fused into one CPU kernel. On CUDA
+plain Jittor computes the same.
 
-Where a few tokens and thousands of image places attend to each other, the projections of the places
-are multiplied out: (x Wq^T) k^T = x (k Wq)^T and a v Wo^T = a (v Wo^T). So nothing of the size
-(places, inner) is made per prompt, and a block of places is read once and worked on in cache.
+A few tokens and thousands of image places attend to each other here. Instead of projecting all
+places, the few tokens are projected: (x Wq^T) k^T = x (k Wq)^T, and a v Wo^T = a (v Wo^T). So no
+array of the size (places, inner) is made for a prompt, and each block of places is read once and
+worked on while it is in the cache.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ def image_to_token(
     norm_bias: Var,
     eps: float,
 ) -> Var:
-    """The image looks at the tokens, residual and norm included.
+    """Attention of the image places to the tokens, with the residual sum and the layer norm.
 
     LayerNorm(x + attention(queries (x + pe) wq^T + bq, keys k, values v) wo^T + bo).
 
     Args:
-        x: (B or 1, N, C) image places; 1 = the same for all prompts.
+        x: (B or 1, N, C) image places; 1 where they are the same for all prompts.
         pe: (1, N, C) positions.
         k: (B, T, inner) projected tokens.
         v: (B, T, inner).
@@ -69,9 +71,10 @@ def image_to_token(
 
 
 def token_to_image(q: Var, x: Var, pe: Var, heads: int, wk: Var, wv: Var, bv: Var) -> Var:
-    """The tokens look at the image: attention(queries q, keys (x + pe) wk^T, values x wv^T + bv).
+    """Attention of the tokens to the image: queries q, keys (x + pe) wk^T, values x wv^T + bv.
 
-    The keys' bias is left out: it shifts all scores of a query alike, which softmax does not see.
+    The keys have no bias here. It would shift all scores of a query alike, and softmax does not
+    change by that.
 
     Args:
         q: (B, T, inner) projected tokens.

@@ -1,4 +1,6 @@
-"""SAM's image encoder: ViTDet's ViT, windowed and global attention with relative positions."""
+"""SAM's image encoder: the ViT of ViTDet (Li et al. 2022), whose blocks attend within windows or to
+the whole map, with relative positions.
+"""
 
 from __future__ import annotations
 
@@ -94,8 +96,8 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention in windows of ``side`` tokens with decomposed relative positions.
 
-    The map is padded to whole windows with zeros after the norm; a padded token takes part in its
-    window with the bias of ``qkv`` as query, key and value, as in the official code.
+    The map is padded with zeros to whole windows, after the norm. A padded token therefore has the
+    bias of ``qkv`` as query, key and value, and takes part in its window, as in the official code.
     """
 
     def __init__(self, dim: int, num_heads: int, side: int) -> None:

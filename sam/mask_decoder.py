@@ -22,8 +22,8 @@ class MaskDecoder(nn.Module):
     Args:
         transformer_dim: channels of image embedding and tokens.
         transformer: the two-way transformer.
-        num_multimask_outputs: masks of an ambiguous prompt; one more token answers unambiguous
-            prompts.
+        num_multimask_outputs: how many masks answer an ambiguous prompt. One more token answers
+            unambiguous ones, with a single mask.
         iou_head_depth, iou_head_hidden_dim: the MLP that predicts each mask's IoU.
     """
 
@@ -94,11 +94,11 @@ class MaskDecoder(nn.Module):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Like :meth:`execute`, for the prompts that have a mask of predicted IoU above a limit.
 
-        The predicted IoU is known before the masks are made: for the other prompts the upscaling,
-        which is 40 % of the decoder, is left out.
+        The predicted IoU is known before the masks are made. So the upscaling, which is 40 % of the
+        decoder's time, is left out for the other prompts.
 
         Args:
-            iou_limit: prompts none of whose masks is predicted to be better get no masks.
+            iou_limit: a prompt gets masks only where one of them has a predicted IoU above this.
 
         Returns:
             Mask logits (K, 3 or 1, 4h, 4w) of K of the B prompts, predicted IoU (B, 3 or 1) of all,
@@ -135,8 +135,8 @@ class MaskDecoder(nn.Module):
     def _heads(self, tokens: Var, wanted: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (B, T, C) -> the vectors of the wanted masks (B, M, C / 8), predicted IoU (B, M).
 
-        The first token predicts the IoU, the others turn into the vectors of their masks. They are
-        taken apart and put together with numpy, for which nothing has to be compiled.
+        The first token predicts the IoU; each other token becomes the vector of its mask. numpy
+        takes the tokens apart and puts the results together, so that no kernel has to be compiled.
         """
         rows = tokens.numpy()
         iou = self.iou_prediction_head(jt.array(rows[:, 0])).numpy()[:, wanted]

@@ -1,5 +1,5 @@
-"""Every mask of an image: the official ``SamAutomaticMaskGenerator``, whose memory is bounded by
-one batch of points.
+"""All masks of an image: the official ``SamAutomaticMaskGenerator``. It filters the masks of each
+batch of points at once and keeps them as run lengths, so memory is bounded by one batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A mask on its way through the filters, in coordinates of the whole image."""
+    """A mask that has passed the filters so far, in coordinates of the whole image."""
 
     rle: rle.Rle
     box_xyxy: np.ndarray
@@ -139,7 +139,7 @@ class SamAutomaticMaskGenerator:
         self.output_mode = output_mode
 
     def generate(self, image: np.ndarray) -> list[rle.Record]:
-        """All masks of a uint8 RGB image (H, W, 3), as records (see ``sam.masks``).
+        """All masks of a uint8 RGB image (H, W, 3), as records (see ``core.data.rle``).
 
         Each record has ``segmentation`` (in ``output_mode``), ``area``, ``bbox`` [x, y, w, h],
         ``predicted_iou``, ``point_coords`` [[x, y]], ``stability_score`` and ``crop_box`` [x, y, w,
@@ -175,7 +175,7 @@ class SamAutomaticMaskGenerator:
         while start < len(points):
             batch = points[start : start + self.points_per_batch]
             try:
-                # Jittor keeps what a batch took: the same size fits again.
+                # Jittor keeps the memory that a batch took, so a batch of the same size fits again.
                 if len(batch) > self._known_to_fit:
                     batch_size.ask_for(len(batch))
                 found += self._of_points(batch, crop_xyxy, (h, w))
@@ -238,8 +238,8 @@ class SamAutomaticMaskGenerator:
         return mask, box, score
 
     def _without_small_regions(self, candidates: list[_Candidate]) -> list[_Candidate]:
-        """Fill small holes and drop small islands; of masks that became duplicates the changed ones
-        go.
+        """The candidates with small holes filled and small islands dropped. Where two masks become
+        duplicates by that, one that has not changed is kept rather than one that has.
         """
         cleaned, unchanged = [], []
         for candidate in candidates:

@@ -30,7 +30,8 @@ def nms(boxes_xyxy: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndar
     Args:
         boxes_xyxy: (N, 4); areas are (x1 - x0) * (y1 - y0), without any "+1".
         scores: (N,); ties keep their input order.
-        threshold: a box goes when its IoU (float32) with a kept, better box is strictly larger.
+        threshold: drop a box whose IoU (in float32) with a better box that is kept is larger than
+            this.
 
     Returns:
         int64 indices of the kept boxes, best score first.
@@ -49,8 +50,8 @@ def nms(boxes_xyxy: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndar
         height = np.minimum(y1[i], y1[rest]) - np.maximum(y0[i], y0[rest])
         shared = np.maximum(width, zero) * np.maximum(height, zero)
         with np.errstate(invalid="ignore", divide="ignore"):
-            # Two boxes without area give 0/0: not a number is not larger than the limit, so both
-            # stay.
+            # Two boxes without area give 0/0, which is NaN. NaN is not larger than the limit, so
+            # both are kept.
             alive[rest] &= ~(shared / (areas[i] + areas[rest] - shared) > limit)
     return order[alive].astype(np.int64)
 
@@ -68,8 +69,8 @@ def point_grid(per_side: int) -> np.ndarray:
 
 
 def layer_point_grids(per_side: int, layers: int, downscale: int) -> list[np.ndarray]:
-    """One point grid for the image and for each crop layer; layer i has per_side / downscale**i
-    points per side.
+    """A point grid for the image (layer 0) and one for each layer of crops. The grid of layer i has
+    per_side / downscale**i points along each side, rounded down.
     """
     return [point_grid(int(per_side / downscale**i)) for i in range(layers + 1)]
 
@@ -106,8 +107,14 @@ def crop_boxes(
 def near_crop_edge(
     boxes_xyxy: np.ndarray, crop_xyxy: list[int], size_hw: tuple[int, int], tolerance: float = 20.0
 ) -> np.ndarray:
-    """bool (N,): boxes (in crop coordinates) with a side near the crop's border that is not the
-    image's border.
+    """bool (N,): whether a side of the box lies near the crop's border, where that is not the
+    image's border too. The object of such a box is probably cut off.
+
+    Args:
+        boxes_xyxy: (N, 4) in coordinates of the crop.
+        crop_xyxy: the crop in the image.
+        size_hw: height and width of the image.
+        tolerance: how near, in pixels.
     """
     boxes = uncrop_boxes(np.asarray(boxes_xyxy, np.float32), crop_xyxy)
     h, w = size_hw
@@ -147,7 +154,7 @@ def stability_score(mask_logits: np.ndarray, threshold: float, offset: float) ->
         mask_logits: float32 (..., H, W).
 
     Returns:
-        float32 (...); not a number where even the larger mask is empty, as in the official code.
+        float32 (...), a fraction; NaN where even the larger mask is empty, as in the official code.
     """
     inner = _pixels_above(mask_logits, threshold + offset)
     outer = _pixels_above(mask_logits, threshold - offset)
@@ -166,8 +173,10 @@ def _pixels_above(mask_logits: np.ndarray, limit: float) -> np.ndarray:
 
 
 def fill_small_holes(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, bool]:
-    """Fill background regions (8-connected) smaller than ``min_area`` pixels: (mask, whether it
-    changed).
+    """Fill holes: background regions (8-connected) of fewer than ``min_area`` pixels.
+
+    Returns:
+        The mask, bool (H, W), and whether it has changed.
     """
     count, regions, sizes = _regions(~mask.astype(bool, copy=False))
     small = np.flatnonzero(sizes < min_area) + 1
@@ -180,8 +189,11 @@ def fill_small_holes(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, boo
 
 
 def drop_small_islands(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, bool]:
-    """Drop regions (8-connected) smaller than ``min_area`` pixels, but keep the largest: (mask,
-    whether it changed).
+    """Drop islands: regions (8-connected) of fewer than ``min_area`` pixels. Where all are that
+    small, the largest one is kept.
+
+    Returns:
+        The mask, bool (H, W), and whether it has changed.
     """
     count, regions, sizes = _regions(mask)
     small = np.flatnonzero(sizes < min_area) + 1
@@ -196,8 +208,8 @@ def drop_small_islands(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, b
 
 
 def _regions(mask: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """(number of labels with background 0, label map, sizes of labels 1...) of 8-connected
-    regions.
+    """The 8-connected regions of a mask: how many labels there are (background, label 0,
+    included), the label map, and the pixels of each label from 1 on.
     """
     count, regions, stats, _ = cv2.connectedComponentsWithStats(
         mask.astype(np.uint8), connectivity=8

@@ -1,9 +1,10 @@
-"""A MobileSAM exported to ONNX, back to the official state-dict keys (numpy and onnx only).
+"""The weights of a MobileSAM that was exported to ONNX, under the official state-dict keys (numpy
+and onnx only).
 
-Exporting renames and rewrites weights: batch norm is folded into its convolution, matrices of
-linear layers are transposed and lose their names, small constants (layer-norm affines of
-channel-first maps, tokens, expanded position biases) are inlined. Node names are still module
-paths, which is what the mapping below relies on.
+The export renames and rewrites weights. Batch norm is folded into its convolution; the matrices of
+linear layers are transposed and lose their names; small constants (factors of layer norms, tokens,
+expanded position biases) are written into the graph. The names of the graph's nodes are still the
+paths of the modules, and by these the weights are found again.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ def _decoder_state(graph: _Graph) -> State:
 
 
 def _unfolded(path: str, weight: np.ndarray, bias: np.ndarray) -> State:
-    """A convolution with folded batch norm as the pair (convolution, batch norm that only adds the
-    bias).
+    """The state of a convolution with batch norm, from a convolution into which the batch norm was
+    folded. This batch norm only adds the bias.
     """
     ones = np.ones_like(bias)
     return {
@@ -155,8 +156,9 @@ def _collapsed(expanded: np.ndarray) -> np.ndarray:
     """(heads, N, N) position biases of an n x n window -> (heads, offsets), one column per |dy|,
     |dx|.
 
-    Columns come in the order in which pairs of window positions, taken row by row, first show an
-    offset; as the first position is paired with all others first, that is simply its row.
+    The columns stand in the order in which an offset first occurs when all pairs of window
+    positions are gone through row by row. The first position is paired with every other one before
+    any other pair, so the order is that of its row.
     """
     heads, count, _ = expanded.shape
     side = int(round(count**0.5))

@@ -66,7 +66,7 @@ class SamPredictor:
         self._encoded: np.ndarray | None = None
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Encode an image for the calls that follow; the image that is set already is kept.
+        """Encode an image for the calls that follow. Nothing is done where the same image is set.
 
         Args:
             image: uint8 (H, W, 3).
@@ -133,8 +133,9 @@ class SamPredictor:
             point_labels: (N,), 1 foreground, 0 background.
             box: (4,) xyxy in pixels.
             mask_input: (1, l, l) low-resolution logits, usually from an earlier call.
-            multimask_output: three masks (for ambiguous prompts) or one.
-            return_logits: float logits instead of bool masks.
+            multimask_output: answer with three masks, for prompts that may mean a part or the
+                whole, such as a single point; else with one, for boxes and several points.
+            return_logits: return float logits instead of bool masks.
 
         Returns:
             masks (C, H, W) bool or float32, predicted IoU (C,), low-resolution logits (C, l, l).
@@ -189,8 +190,8 @@ class SamPredictor:
         multimask_output: bool = True,
         iou_limit: float = -math.inf,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Like :meth:`predict_torch` without the enlargement, for the prompts that have a mask of
-        predicted IoU above ``iou_limit``.
+        """Like :meth:`predict_torch`, but the masks stay at low resolution, and only the prompts
+        that have a mask of predicted IoU above ``iou_limit`` get masks.
 
         Returns:
             Low-resolution logits (K, C, l, l) of those K prompts, predicted IoU (B, C) of all, the

@@ -1,10 +1,10 @@
-"""From the decoder's low-resolution logits to logits of the image's size, one mask at a time (numpy
-and scipy only).
+"""Enlarges the decoder's low-resolution logits to the image's size, one mask at a time (numpy and
+scipy only).
 
 The official post-processing interpolates every mask to the encoder's 1024 x 1024, cuts off the
-padding and interpolates again to the image. Both steps are linear and separable, so their product
-is one sparse matrix per axis with at most four entries a row: the same numbers (to rounding)
-without the 1024 x 1024 intermediate, and only for the masks that are still wanted.
+padding, and interpolates again to the image's size. Both steps are linear and separable. So their
+product is a sparse matrix for each axis, with at most four entries in a row. It gives the same
+numbers, up to rounding, without an array of 1024 x 1024, and only for the masks that are wanted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The two-way transformer of SAM's mask decoder: tokens and image places attend to each other.
 
-The image side is what costs: every prompt has its own copy of 4096 places after the first layer.
-Before it the places are the same for all prompts, which share them (batch 1), and no projection of
-the image places is made per prompt (see ``decoder_ops.token_to_image``).
+The image places take the time, because after the first layer every prompt has its own copy of 4096
+of them. Before it the places are the same for all prompts, which share them (batch 1). No
+projection of the places is made for a single prompt (see ``decoder_ops.token_to_image``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Var = Any
 
 
 class TwoWayTransformer(nn.Module):
-    """``depth`` two-way blocks and a last look of the tokens at the image.
+    """``depth`` two-way blocks, then one more attention of the tokens to the image.
 
     Args:
         depth: number of blocks.

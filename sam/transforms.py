@@ -1,5 +1,5 @@
-"""The official input geometry of SAM: the longest side is resized to the encoder's size (numpy and
-Pillow only).
+"""Resizes images and prompts as SAM expects them: the longest side gets the encoder's size (numpy
+and Pillow only).
 """
 
 from __future__ import annotations
