@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import log
-from core.data.imagenet_s import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
+from core.data.items import ImageItem
+from core.data.layout import open_layout
 from core.distributed import share
 from core.errors import StopWork, UserError
 from core.text import named
@@ -53,7 +54,7 @@ def run(
     Raises:
         UserError: no such split, no SAM weights, or the store cannot be written.
     """
-    items = list_images(split_folder(data, split))
+    items = open_layout(data).images(split)
     images = ImageMasks(mask_source(config.masks), run.masks(split))
     stage = f"{STAGE} {split}"
     if check:

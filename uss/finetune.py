@@ -14,9 +14,10 @@ from core.checkpoints import files as checkpoint
 from core.checkpoints.torch_reader import state_dict_of
 from core.data.crops import resize_nearest_floor
 from core.data.datasets import JointDataset
-from core.data.imagenet_s import ImageItem, anonymous_order, list_images, split_folder
+from core.data.imagenet_s import ImageItem, anonymous_order
 from core.data.images import load_rgb
 from core.data.label_maps import load_label
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import read_json
 from core.nn.layers import cross_entropy, resize_bilinear
@@ -50,7 +51,7 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
     _check(config)
     _check_class_count(config, run)
     labels = run.pseudo_labels("train")
-    images = anonymous_order(list_images(split_folder(data, "train")))
+    images = anonymous_order(open_layout(data).images("train"))
     items, fingerprint = labelled_images(images, labels)
     training_stage.check(config, STAGE, len(items))
     training_stage.check_crops(STAGE, (settings.crop_size,))

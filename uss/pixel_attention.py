@@ -7,7 +7,8 @@ from typing import Any
 
 from core.checkpoints import files as checkpoint
 from core.checkpoints.torch_reader import state_dict_of
-from core.data.imagenet_s import anonymous_order, list_images, split_folder
+from core.data.imagenet_s import anonymous_order
+from core.data.layout import open_layout
 from core.runtime import jt
 from core.training import loop
 from core.training import stage as training_stage
@@ -38,7 +39,7 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
             that cannot work, a run of other settings in the folder.
     """
     settings = config.pixel_attention
-    items = anonymous_order(list_images(split_folder(data, "train")))
+    items = anonymous_order(open_layout(data).images("train"))
     training_stage.check(config, STAGE, len(items))
     objectives.check_clusters(config, STAGE, len(items))
     check_attention_threshold(settings.threshold)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from core import distributed
-from core.data.imagenet_s import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
+from core.data.items import ImageItem
 from core.data.label_maps import png_of_label
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.pipeline.folders import VALIDATION
 from core.scoring.matching import read_match
@@ -51,7 +52,7 @@ def run(
             a match that does not fit.
     """
     split = _auto_split(data) if split == "auto" else split
-    split_folder(data, split)
+    open_layout(data).images(split)
     path = paths.segmenter_input(run)
     segmenter = Segmenter(path, config.predict, config.arch, config.num_classes)
     decisive = decisive_settings(path, config.predict)
@@ -85,7 +86,7 @@ def _predict_split(
 
     Where no ``match`` is given it is found on the masks, on the main process.
     """
-    items = list_images(split_folder(data, split))
+    items = open_layout(data).images(split)
     folder = run.predictions(split)
     work = Worklist(folder, {**decisive, "data": str(data)})
 
@@ -107,7 +108,8 @@ def _predict_split(
 
 
 def _auto_split(data: Path) -> str:
+    there = open_layout(data).splits()
     for split in _AUTO:
-        if (data / split).is_dir():
+        if split in there:
             return split
     raise UserError(f"{data} has none of the folders {', '.join(_AUTO)}; name one with SPLIT=...")

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from core import log
-from core.data.imagenet_s import ImageItem, list_images, split_folder
 from core.data.images import MAX_PIXELS
+from core.data.items import ImageItem
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import json_or_empty, sha256_of, write_json
 from core.pipeline.folders import VALIDATION, ResultFolder
@@ -129,7 +130,7 @@ def run_refined(
     items = (
         labelled_images(job.data_path, job.mode)
         if labelled
-        else list_images(split_folder(job.data_path, job.mode))
+        else open_layout(job.data_path).images(job.mode)
     )
     facts = segmenter_facts(job.pretrained, job.arch, job.num_classes)
     given = read_match(job.match_file, facts.num_classes) if job.match_file else None

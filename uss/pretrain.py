@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core.data.imagenet_s import anonymous_order, list_images, split_folder
+from core.data.imagenet_s import anonymous_order
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.runtime import jt
 from core.training import loop
@@ -28,7 +29,7 @@ def run(config: Config, data: Path, run: RunFolder, options: TrainOptions = USUA
         UserError: missing data, settings that cannot work, a run of other settings in the folder.
     """
     settings = config.pretrain
-    items = anonymous_order(list_images(split_folder(data, "train")))
+    items = anonymous_order(open_layout(data).images("train"))
     _check(config, len(items))
     plan = training_stage.make_plan(
         config,
