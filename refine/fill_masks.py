@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from core import log
-from core.data.imagenet_s import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
+from core.data.items import ImageItem
+from core.data.layout import open_layout
 from core.distributed import share
 from core.errors import StopWork, UserError
 from core.pipeline.folders import RunFolder
@@ -52,7 +53,7 @@ def run(config: Any, data: Path, run: RunFolder, split: str = "train", check: bo
     Raises:
         UserError: no such split, no SAM weights, or the store cannot be written.
     """
-    items = list_images(split_folder(data, split))
+    items = open_layout(data).images(split)
     images = ImageMasks(mask_source(config.masks), run.masks(split))
     stage = f"{STAGE} {split}"
     if check:

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from core import pictures
-from core.data.imagenet_s import list_images, mask_path, split_folder
 from core.data.images import load_rgb
 from core.data.label_maps import load_label
+from core.data.layout import open_layout
 from core.files import read_json
 from core.pipeline.folders import VALIDATION, ResultFolder, RunFolder
 from core.pipeline.stage import Pipeline
@@ -44,7 +44,8 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
 
 def write_sheet(data: Path, result: Path, num_classes: int) -> Path:
     """Picture sheet of validation images spread over the classes: image, labels, truth."""
-    items = list_images(split_folder(data, VALIDATION))
+    layout = open_layout(data)
+    items = layout.images(VALIDATION)
     chosen = items[:: max(1, len(items) // _ROWS)][:_ROWS]
     match, folders = read_match(result / MATCH, num_classes), ResultFolder(result)
     rows = []
@@ -53,7 +54,7 @@ def write_sheet(data: Path, result: Path, num_classes: int) -> Path:
             apply_match(load_label(folder / f"{item.key}.png"), match)
             for folder in (folders.unrefined(VALIDATION), folders.labels(VALIDATION))
         ]
-        truth = load_label(mask_path(data, VALIDATION, item.key))
+        truth = layout.truth(VALIDATION, item.key)
         rows.append(pictures.SheetRow(item.key, [load_rgb(item.path), *labels, truth]))
     sheet = result / _SHEET
     pictures.picture_sheet(rows, sheet)

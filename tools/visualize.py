@@ -236,7 +236,7 @@ def _painter(
 
 def _names(options: argparse.Namespace, run: Any, segmenter: Path, num_classes: int) -> Names:
     """The match of the run's validation split, and the class folders of the data set."""
-    from core.data.imagenet_s import class_names
+    from core.data.layout import open_layout
 
     if options.match_file:
         match: dict[int, int] | None = read_match(options.match_file, num_classes)
@@ -244,7 +244,9 @@ def _names(options: argparse.Namespace, run: Any, segmenter: Path, num_classes: 
         folders = (run.result, run.predictions(VALIDATION))
         kept = kept_match(folders, sha256_of(segmenter), num_classes)
         match = kept[0] if kept else None
-    classes = class_names(options.data, "train") if options.data and match is not None else []
+    classes = []
+    if options.data and match is not None:
+        classes = open_layout(options.data).class_names("train")
     return Names(match, classes if len(classes) == num_classes else [])
 
 

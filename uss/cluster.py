@@ -16,7 +16,9 @@ import numpy as np
 from core import config as core_config
 from core import log
 from core.data.datasets import EvalDataset
-from core.data.imagenet_s import ImageItem, anonymous_order, list_images, split_folder
+from core.data.imagenet_s import anonymous_order
+from core.data.items import ImageItem
+from core.data.layout import open_layout
 from core.data.loader import Loader
 from core.errors import UserError
 from core.files import atomic_write, read_json, sha256_of, write_json
@@ -53,9 +55,9 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
         )
     folder = run.cluster(config.arch)
     checkpoint = paths.pixel_attention_input(run, config.arch)
-    splits = {"train": anonymous_order(list_images(split_folder(data, "train")))}
-    if (data / "validation").is_dir():
-        splits["validation"] = anonymous_order(list_images(data / "validation"))
+    splits = {"train": anonymous_order(open_layout(data).images("train"))}
+    if "validation" in open_layout(data).splits():
+        splits["validation"] = anonymous_order(open_layout(data).images("validation"))
     if len(splits["train"]) < config.num_classes:
         raise UserError(
             f"{data / 'train'} has {len(splits['train'])} images, fewer than the "

@@ -19,9 +19,10 @@ from core.checkpoints.files import load_state
 from core.checkpoints.torch_reader import state_dict_of
 from core.config import require_positive
 from core.data.crops import network_input, resize_nearest_floor
-from core.data.imagenet_s import ImageItem, list_images, mask_path, split_folder
 from core.data.images import load_rgb
-from core.data.label_maps import IGNORE, load_label, png_of_label
+from core.data.items import ImageItem
+from core.data.label_maps import IGNORE, png_of_label
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import sha256_of
 from core.scoring.matching import identity_match
@@ -50,7 +51,7 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
     """
     settings = asdict(config.distance_matching)
     require_positive({f"distance_matching.{name}": value for name, value in settings.items()})
-    items = list_images(split_folder(data, split))
+    items = open_layout(data).images(split)
     examples = labelled_images(data, LABELLED)
     checkpoint = paths.trunk_input(run, config.arch)
     features = TrunkFeatures(checkpoint, config.arch, config.distance_matching.resize)
@@ -136,7 +137,7 @@ def region_bank(
     rows: list[np.ndarray] = []
     labels: list[int] = []
     for item in log.progress(examples, f"{STAGE} examples"):
-        rgb, mask = load_rgb(item.path), load_label(mask_path(data, LABELLED, item.key))
+        rgb, mask = load_rgb(item.path), open_layout(data).truth(LABELLED, item.key)
         if mask.shape != rgb.shape[:2]:
             raise UserError(f"{item.key}: mask of {mask.shape} but image of {rgb.shape[:2]}")
         grid: Any = features.enlarged(rgb)

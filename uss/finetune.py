@@ -15,9 +15,11 @@ from core.checkpoints import files as checkpoint
 from core.checkpoints.torch_reader import state_dict_of
 from core.data.crops import resize_nearest_floor
 from core.data.datasets import JointDataset
-from core.data.imagenet_s import ImageItem, anonymous_order, list_images, split_folder
+from core.data.imagenet_s import anonymous_order
 from core.data.images import load_rgb
+from core.data.items import ImageItem
 from core.data.label_maps import load_label, save_label
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import read_json
 from core.nn.layers import cross_entropy, resize_bilinear
@@ -53,7 +55,7 @@ def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUA
     _check(config)
     _check_class_count(config, out)
     labels = out.pseudo_labels(TRAIN)
-    images = anonymous_order(list_images(split_folder(data, TRAIN)))
+    images = anonymous_order(open_layout(data).images(TRAIN))
     items, fingerprint = labelled_images(images, labels)
     check(FINETUNE, config, len(items))
     core_config.require_positive({"num_classes": config.num_classes})

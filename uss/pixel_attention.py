@@ -7,7 +7,9 @@ from typing import Any
 
 from core.checkpoints import files as checkpoint
 from core.checkpoints.torch_reader import state_dict_of
-from core.data.imagenet_s import ImageItem, anonymous_order, list_images, split_folder
+from core.data.imagenet_s import anonymous_order
+from core.data.items import ImageItem
+from core.data.layout import open_layout
 from core.pipeline.folders import TRAIN
 from core.runtime import jt
 from core.training.options import USUAL_OPTIONS, TrainOptions
@@ -37,7 +39,7 @@ def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUA
             that cannot work, a run of other settings in the folder.
     """
     settings = config.pixel_attention
-    items = anonymous_order(list_images(split_folder(data, TRAIN)))
+    items = anonymous_order(open_layout(data).images(TRAIN))
     check(PIXEL_ATTENTION, config, len(items))
     objectives.check(PIXEL_ATTENTION, config, len(items))
     check_attention_threshold(settings.threshold)

@@ -14,7 +14,7 @@ from typing import Any
 
 from core import config as core_config
 from core import distributed
-from core.data.imagenet_s import list_images, split_folder
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.pipeline.folders import VALIDATION
 from core.scoring.matching import read_match
@@ -65,7 +65,7 @@ def run(
     """
     core_config.check(config)
     split = _auto_split(data) if split == "auto" else split
-    split_folder(data, split)
+    open_layout(data).images(split)
     path = paths.segmenter_input(run)
     facts = segmenter_facts(path, config.arch, config.num_classes)
     match = read_match(match_file, facts.num_classes) if match_file else None
@@ -102,7 +102,7 @@ class _Job:
 
         Where no ``match`` is given it is found on the masks, on the main process.
         """
-        items = list_images(split_folder(self.data, split))
+        items = open_layout(self.data).images(split)
         folder = self.run.predictions(split)
         work = Worklist(folder, {**self.decisive, "data": str(self.data)})
         outcome = label_split(work, items, self.refiner, STAGE, split, network_only=True)
@@ -125,7 +125,8 @@ class _Job:
 
 
 def _auto_split(data: Path) -> str:
+    there = open_layout(data).splits()
     for split in _AUTO:
-        if (data / split).is_dir():
+        if split in there:
             return split
     raise UserError(f"{data} has none of the folders {', '.join(_AUTO)}; name one with SPLIT=...")

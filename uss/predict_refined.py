@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from core import config as core_config
-from core.data.imagenet_s import list_images, split_folder
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.scoring.matching import read_match
 from core.work.worklist import Worklist
@@ -53,7 +53,7 @@ def run_refined(
     items = (
         labelled_images(job.data_path, job.mode)
         if labelled
-        else list_images(split_folder(job.data_path, job.mode))
+        else open_layout(job.data_path).images(job.mode)
     )
     facts = segmenter_facts(job.pretrained, job.arch, job.num_classes)
     given = read_match(job.match_file, facts.num_classes) if job.match_file else None

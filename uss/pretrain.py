@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core.data.imagenet_s import ImageItem, anonymous_order, list_images, split_folder
+from core.data.imagenet_s import anonymous_order
+from core.data.items import ImageItem
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.pipeline.folders import TRAIN
 from core.runtime import jt
@@ -27,7 +29,7 @@ def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUA
         UserError: missing data, settings that cannot work, a run of other settings in the folder.
     """
     settings = config.pretrain
-    items = anonymous_order(list_images(split_folder(data, TRAIN)))
+    items = anonymous_order(open_layout(data).images(TRAIN))
     check(PRETRAIN, config, len(items))
     _check(config, len(items))
     training = Training(

@@ -18,9 +18,10 @@ import numpy as np
 from core import config as core_config
 from core import distributed, log
 from core.data.crops import network_input
-from core.data.imagenet_s import ImageItem, list_images, split_folder
 from core.data.images import load_rgb
+from core.data.items import ImageItem
 from core.data.label_maps import png_of_label
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import is_number, json_or_empty, number, read_json, sha256_of, write_json
 from core.scoring.threshold_curve import hundredths
@@ -66,7 +67,7 @@ def run(config: Config, data: Path, run: RunFolder, mode: str = "all") -> None:
     _check(config.pseudo_labels, mode)
     checkpoint = paths.pixel_attention_input(run, config.arch)
     centroids = paths.centroids_input(run, config.arch)
-    train = list_images(split_folder(data, "train")) if mode != "validation" else []
+    train = open_layout(data).images("train") if mode != "validation" else []
     threshold = config.pseudo_labels.threshold
     sweep = mode == "validation" or (mode == "all" and threshold < 0)
     validation = _validation_items(data) if sweep else []

@@ -109,15 +109,30 @@ class Dtype:
         return np.dtype(self.text).newbyteorder(self.order)
 
 
+class ObjectDtype:
+    """The element type of a NumPy array of Python objects."""
+
+    def set_state(self, state: Any) -> None:
+        """Its state says nothing that matters."""
+
+
 class Array:
-    """A NumPy array that the file describes; ``value`` is set once its bytes were read."""
+    """A NumPy array that the file describes; ``value`` is set once its bytes were read.
+
+    The value of an array of objects is a flat list of what they are described as.
+    """
 
     def __init__(self) -> None:
-        self.value = np.zeros(0, np.float32)
+        self.value: np.ndarray | list[Any] = np.zeros(0, np.float32)
 
     def set_state(self, state: Any) -> None:
         """Take (version, shape, dtype, Fortran order, bytes), as NumPy pickles it."""
         _version, shape, dtype, fortran, raw = state
+        if isinstance(dtype, ObjectDtype):
+            if not isinstance(raw, list) or math.prod(shape) != len(raw):
+                raise ValueError(f"array of shape {shape} without its objects")
+            self.value = raw
+            return
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
         if not isinstance(dtype, Dtype) or not isinstance(raw, bytes):
             raise UserError("its arrays hold Python objects instead of numbers")
@@ -171,13 +186,13 @@ class _Resolver:
 
     def _resolved(self, value: Any) -> Any:
         if isinstance(value, Array):
-            return value.value
+            return self.resolve(value.value) if isinstance(value.value, list) else value.value
         if isinstance(value, Tensor):
             return self._tensor(value)
         if isinstance(value, Storage):
             return self._elements(value)
-        if isinstance(value, Dtype):
-            return str(value.dtype())
+        if isinstance(value, (Dtype, ObjectDtype)):
+            return str(value.dtype()) if isinstance(value, Dtype) else "object"
         if isinstance(value, ElementType):
             return value.name
         if isinstance(value, ObjectClass):

@@ -31,6 +31,7 @@ from core.checkpoints.pickled_values import (
     Dtype,
     ElementType,
     ObjectClass,
+    ObjectDtype,
     Record,
     Storage,
     Tensor,
@@ -53,6 +54,7 @@ def load(
     file: Any,
     persistent_load: Callable[[Any], Any] | None = None,
     inert_objects: bool = False,
+    object_arrays: bool = False,
 ) -> Any:
     """Read one pickle from ``file`` (``read`` and ``readline``); give the result to
     :func:`core.checkpoints.pickled_values.resolve`.
@@ -62,12 +64,13 @@ def load(
             refused.
         inert_objects: objects of any class become dicts of their attributes; else only those of
             ``argparse.Namespace`` do, and others are refused.
+        object_arrays: NumPy arrays of Python objects become flat lists of them; else refused.
 
     Raises:
         UserError: the pickle asks for something that is not on the list.
         Exception: of any kind, when the bytes are damaged; the caller says which file.
     """
-    return _Unpickler(file, persistent_load, inert_objects).load()
+    return _Unpickler(file, persistent_load, inert_objects, object_arrays).load()
 
 
 def printable(text: str, limit: int = 240) -> str:
@@ -88,12 +91,17 @@ class _Unpickler(_PurePythonUnpickler):
     }
 
     def __init__(
-        self, file: Any, persistent_load: Callable[[Any], Any] | None, inert_objects: bool
+        self,
+        file: Any,
+        persistent_load: Callable[[Any], Any] | None,
+        inert_objects: bool,
+        object_arrays: bool,
     ) -> None:
         # latin1: what Python 2 wrote as `str` may be an array's bytes.
         super().__init__(file, encoding="latin1")
         self._storage_of = persistent_load
         self._inert_objects = inert_objects
+        self._object_arrays = object_arrays
 
     def persistent_load(self, reference: Any) -> Any:
         if self._storage_of is None or not isinstance(reference, tuple):
@@ -106,6 +114,8 @@ class _Unpickler(_PurePythonUnpickler):
         if module == "torch" and name in TORCH_TYPES:
             return ElementType(name)
         found = _ALLOWED.get((module, name))
+        if found is Dtype and self._object_arrays:
+            return _dtype_or_objects
         if found is None and self._inert_objects:
             return ObjectClass(f"{module}.{name}")
         if found is None:
@@ -140,7 +150,7 @@ class _Unpickler(_PurePythonUnpickler):
         """Python would write the state into any object; here only descriptions take one."""
         state = self.stack.pop()
         instance = self.stack[-1]
-        if isinstance(instance, (Array, Dtype, Record)):
+        if isinstance(instance, (Array, Dtype, ObjectDtype, Record)):
             instance.set_state(state)
         elif not isinstance(
             instance, OrderedDict
@@ -223,6 +233,13 @@ def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any) -> Array:
     array = Array()
     array.set_state((1, _integers(shape), dtype, order == "F", raw))
     return array
+
+
+def _dtype_or_objects(text: Any, *flags: Any) -> Dtype | ObjectDtype:
+    """The element type of an array where arrays of objects are allowed."""
+    if text in ("O", "O8", "O4", "|O"):
+        return ObjectDtype()
+    return Dtype(text, *flags)
 
 
 def _path(*parts: Any) -> str:

@@ -1,6 +1,10 @@
 """Folders of images in the ImageNet-S layout: ``<data>/<split>/<class>/<stem>.JPEG`` and masks.
 
-A folder holds either class folders, one level deep, or plain images.
+A split holds either class folders, one level deep, or plain images. Its masks lie in
+``<data>/<split>-segmentation/<class>/<stem>.png``, in the encoding of ``core.data.label_maps``;
+the id of a class is the place of its folder in the sorted list, from 1. A key is
+"<class folder>/<stem>", or "<stem>" in a plain folder; the stem ends at the first dot of the file
+name.
 """
 
 from __future__ import annotations
@@ -10,7 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.data.label_maps import require_class_count
+import numpy as np
+
+from core.data.items import ImageItem as ImageItem
+from core.data.label_maps import load_label
 from core.errors import UserError
 from core.files import sha256_of
 
@@ -20,15 +27,49 @@ _KINDS = ".JPEG, .jpg or .png"
 
 
 @dataclass(frozen=True)
-class ImageItem:
-    """One image file and the key under which its products are filed.
+class ImageNetS:
+    """A data set in the ImageNet-S layout; see :class:`core.data.layout.Layout`."""
 
-    ``key`` is "<class folder>/<stem>", or "<stem>" in a plain folder; the stem ends at the first
-    dot of the file name.
-    """
+    root: Path
 
-    path: Path
-    key: str
+    def splits(self) -> list[str]:
+        """Sorted names of the folders that are not masks."""
+        folders = scan_folder(self.root)[1] if self.root.is_dir() else []
+        return [name for name in folders if not name.endswith(MASKS_SUFFIX)]
+
+    def images(self, split: str) -> list[ImageItem]:
+        """The images of ``<root>/<split>``, sorted by key; see :func:`list_images`."""
+        return list_images(split_folder(self.root, split))
+
+    def has_truth(self, split: str) -> bool:
+        """Whether there is a folder ``<split>-segmentation``."""
+        return masks_folder(self.root, split).is_dir()
+
+    def truth_folder(self, split: str) -> Path:
+        """``<root>/<split>-segmentation``, whether it exists or not."""
+        return masks_folder(self.root, split)
+
+    def truth_path(self, split: str, key: str) -> Path:
+        """``<root>/<split>-segmentation/<key>.png``, whether it exists or not."""
+        return mask_path(self.root, split, key)
+
+    def truth(self, split: str, key: str) -> np.ndarray:
+        """int32 label map (H, W) of an image; see ``core.data.label_maps.load_label``."""
+        return load_label(mask_path(self.root, split, key))
+
+    def class_names(self, split: str | None = None) -> list[str]:
+        """Names of the class folders of a split; None takes the first split that has some.
+
+        Raises:
+            UserError: missing split, or one without class folders.
+        """
+        if split is not None:
+            return class_names(self.root, split)
+        for name in sorted(self.splits(), key=lambda name: name != "train"):
+            folders = scan_folder(self.root / name)[1]
+            if folders:
+                return folders
+        return class_names(self.root, "train")
 
 
 def list_images(folder: Path) -> list[ImageItem]:
@@ -129,15 +170,6 @@ def class_names(data: Path, split: str) -> list[str]:
             f"{folder} has no class folders; expected one folder of images for each class"
         )
     return names
-
-
-def class_count(data: Path, split: str, asked: int | None) -> int:
-    """The number of classes that -c asks for; without it, that of the class folders of a split.
-
-    Raises:
-        UserError: a number that label maps cannot hold, or nothing to count.
-    """
-    return len(class_names(data, split)) if asked is None else require_class_count(asked)
 
 
 def scan_folder(folder: Path) -> tuple[list[str], list[str]]:

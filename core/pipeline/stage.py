@@ -164,6 +164,9 @@ class Pipeline:
     """Flags of every stage, beside --preset, --set, --data, --run and --workers."""
     trunks: tuple[str, ...] = ()
     """Trunks to choose from by --arch; () where the preset alone decides."""
+    predicts_clusters: bool = True
+    """Whether label maps hold cluster ids, which a match turns into classes; False where they hold
+    class ids already, as in weak supervision."""
     completed: Callable[[Any, frozenset[str]], Any] = lambda config, given: config
     """(configuration, dotted names of settings that flags gave) -> configuration in which settings
     that follow from those are set too."""

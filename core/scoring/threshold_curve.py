@@ -141,8 +141,10 @@ class ThresholdCurve:
         longest = steps[-1] - seen[::-1].argmax(0)
         self._presence[longest[:, None], pred_ids[:, None], true_ids[None]] += 1
 
-    def points(self) -> list[CurvePoint]:
-        """The result at every threshold, lowest first."""
+    def points(self, match: dict[int, int] | None = None) -> list[CurvePoint]:
+        """The result at every threshold, lowest first; ``match`` None finds the best one for
+        each.
+        """
         total_true = self._pixels.sum((0, 1))
         kept = np.zeros_like(self._pixels[0])
         together = np.zeros_like(kept)
@@ -150,9 +152,9 @@ class ThresholdCurve:
         for step in range(len(self.thresholds), 0, -1):
             kept += self._pixels[step]
             together += self._presence[step]
-            match = match_clusters(together[1:, 1:])
+            used = match_clusters(together[1:, 1:]) if match is None else match
             confusion = kept.copy()
             confusion[0] += total_true - kept.sum(0)
-            iou = iou_per_class(confusion, lookup_table(match, self.num_classes))
-            points.append(CurvePoint(self.thresholds[step - 1], float(iou.mean()), match))
+            iou = iou_per_class(confusion, lookup_table(used, self.num_classes))
+            points.append(CurvePoint(self.thresholds[step - 1], float(iou.mean()), used))
         return points[::-1]

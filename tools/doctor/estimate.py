@@ -18,14 +18,13 @@ from core.pipeline.stage import Cost, Kind, Pipeline, Stage
 from core.text import duration
 from core.work.child import Child, ChildFailed
 from core.work.pool import usable_cores
-from tools.doctor.measure import Step
+from tools.doctor.measure import MASKS, Step
 
 STAGE = "doctor"
 SECONDS = 30.0
 _START_S = 1800.0  # until a cold machine has compiled Jittor, and then its kernels
 # A forward pass is so much of a training step, as measured for ResNet50.
 _FORWARD = 0.3
-_MASKS = "masks"  # what the measuring process is asked for
 
 #: Images by split.
 Counts = Mapping[str, int]
@@ -69,7 +68,7 @@ def estimate(
             rows += _training(stage, config, title, steps[stage.section], counts)
         elif stage.cost is not None:
             if stage.cost.masks(config) and not masks:
-                masks.append(_measure((_MASKS, config, share), rows, _MASKS))
+                masks.append(_measure((MASKS, config, share), rows, MASKS))
             step = steps.get(stage.cost.network)
             if step is not None:
                 found = masks[0] if stage.cost.masks(config) else 0.0

@@ -46,8 +46,6 @@ class Step:
     image_pixels: int
     """What the network sees of an image, all of its crops taken together."""
     on_gpu: bool
-    image_pixels: float = 1.0
-    """Of the crops that the network sees of one image."""
 
 
 def answerer(setup: None) -> Any:

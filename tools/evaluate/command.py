@@ -1,5 +1,9 @@
-"""``python -m NAME evaluate --data D --predictions P --mode validation -c 50`` prints a table;
+"""``python -m NAME evaluate --data D --predictions P --split validation -c 50`` prints a table;
 ``--curve`` prints mIoU for a range of thresholds over the level maps beside the predictions.
+
+The data set may have any layout of ``core.data.layout``. Where a pipeline predicts clusters, the
+match of clusters to classes that fits these masks best is found and used; where it predicts
+classes, as in weak supervision, ids are taken as they are. ``--ids`` decides otherwise.
 """
 
 from __future__ import annotations
@@ -7,17 +11,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from core.data.imagenet_s import (
-    class_count,
-    class_names,
-)
+from core.data.layout import class_count, open_layout, validation_split
 from core.errors import UserError
 from core.files import write_json
 from core.pipeline.stage import Pipeline
 from core.scoring.matching import read_match, write_match
-from core.scoring.threshold_curve import (
-    hundredths,
-)
+from core.scoring.threshold_curve import hundredths
 from tools.evaluate.folder import evaluate, threshold_curve
 from tools.evaluate.table import (
     best_point,
@@ -35,11 +34,15 @@ def build_parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", type=Path, required=True, help="data set folder")
     parser.add_argument("--predictions", type=Path, required=True, help="folder of <key>.png")
-    parser.add_argument("--mode", default="validation", help="split with masks (validation)")
-    parser.add_argument("-c", "--num-classes", type=int, help="classes (default: class folders)")
+    split = "split with masks (validation, or val, or val2014)"
+    parser.add_argument("--split", "--mode", help=split)
+    parser.add_argument("-c", "--num-classes", type=int, help="classes (default: the data set's)")
     parser.add_argument(
         "--match-file", "--match_file", type=Path, help="match to use (default: find the best)"
     )
+    ids = "what the label maps hold: class ids as they are, or clusters to be matched (%(default)s)"
+    usual = "clusters" if pipeline.predicts_clusters else "classes"
+    parser.add_argument("--ids", choices=("classes", "clusters"), default=usual, help=ids)
     parser.add_argument("--write-match", type=Path, help="write the match that was used there")
     parser.add_argument("--output", type=Path, help="write the result there, as JSON")
     parser.add_argument("--no-boundary", action="store_true", help="skip boundary IoU")
@@ -63,16 +66,21 @@ def build_parser(pipeline: Pipeline) -> argparse.ArgumentParser:
 def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Run on the command line's arguments; returns the exit code."""
     args = build_parser(pipeline).parse_args(arguments)
-    num_classes = class_count(args.data, args.mode, args.num_classes)
+    if args.split is None:
+        args.split = validation_split(open_layout(args.data))
+    num_classes = class_count(args.data, args.split, args.num_classes)
     if args.curve:
         return _main_curve(args, num_classes)
-    match = read_match(args.match_file, num_classes) if args.match_file else None
+    if args.match_file:
+        match: dict[int, int] | None = read_match(args.match_file, num_classes)
+    else:
+        match = _identity(args, num_classes)
     if args.compare:
         return _main_compare(args, num_classes, match)
     result = evaluate(
         args.predictions,
         args.data,
-        args.mode,
+        args.split,
         num_classes,
         match,
         boundary=not args.no_boundary,
@@ -95,7 +103,7 @@ def _main_compare(args: argparse.Namespace, num_classes: int, match: dict[int, i
         args.compare,
         args.predictions,
         args.data,
-        args.mode,
+        args.split,
         num_classes,
         match,
         boundary=not args.no_boundary,
@@ -119,7 +127,13 @@ def _main_curve(args: argparse.Namespace, num_classes: int) -> int:
         raise UserError(f"--min {args.min} is above --max {args.max}; both are hundredths")
     thresholds = hundredths(args.min, args.max)
     points = threshold_curve(
-        args.predictions, args.data, args.mode, num_classes, thresholds, workers=args.workers
+        args.predictions,
+        args.data,
+        args.split,
+        num_classes,
+        thresholds,
+        workers=args.workers,
+        match=_identity(args, num_classes),
     )
     best = best_point(points)
     if args.write_match:
@@ -130,8 +144,13 @@ def _main_curve(args: argparse.Namespace, num_classes: int) -> int:
     return 0
 
 
+def _identity(args: argparse.Namespace, num_classes: int) -> dict[int, int] | None:
+    """The match that leaves class ids as they are; None where ids are those of clusters."""
+    return {index: index for index in range(num_classes + 1)} if args.ids == "classes" else None
+
+
 def _class_labels(args: argparse.Namespace, num_classes: int) -> list[str]:
-    names = class_names(args.data, args.mode)
+    names = open_layout(args.data).class_names(args.split)
     if len(names) != num_classes:
         return [f"class {index}" for index in range(1, num_classes + 1)]
     return names

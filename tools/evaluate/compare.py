@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from core.data.imagenet_s import ImageItem
+from core.data.items import ImageItem
 from core.scoring.matching import match_clusters
 from core.scoring.metrics import ImageCounts, Scores, SegmentationMetrics, image_miou, lookup_table
 from tools.evaluate.folder import count_item, labelled_images, of_each, require_predictions

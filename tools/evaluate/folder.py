@@ -12,14 +12,9 @@ from typing import TypeVar
 import numpy as np
 
 from core import log
-from core.data.imagenet_s import (
-    ImageItem,
-    list_images,
-    mask_path,
-    masks_folder,
-    split_folder,
-)
+from core.data.items import ImageItem
 from core.data.label_maps import load_label
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import write_json
 from core.scoring.matching import match_clusters
@@ -60,11 +55,11 @@ def evaluate(
     workers: int | None = None,
     threshold: float | None = None,
 ) -> EvaluationResult:
-    """Score ``<prediction_dir>/<key>.png`` for every image of ``<data>/<split>``.
+    """Score ``<prediction_dir>/<key>.png`` for every image of a split.
 
     Args:
         prediction_dir: label maps of prediction ids 0..num_classes at image size.
-        data, split: masks are read from ``<data>/<split>-segmentation``.
+        data, split: the data set, in any layout of ``core.data.layout``, and its split.
         num_classes: number of classes C without background.
         match: {prediction id: class id}; None finds the best one on these images.
         boundary: also compute boundary IoU.
@@ -136,7 +131,7 @@ def count_item(
 ) -> ImageCounts:
     """Counts of one image from its files; everything that :func:`evaluate` needs of it."""
     path = prediction_path(prediction_dir, item)
-    truth = load_label(mask_path(data, split, item.key))
+    truth = open_layout(data).truth(split, item.key)
     if threshold is None:
         prediction = load_label(path)
     else:
@@ -156,6 +151,7 @@ def threshold_curve(
     thresholds: Sequence[float],
     items: Sequence[ImageItem] | None = None,
     workers: int | None = None,
+    match: dict[int, int] | None = None,
 ) -> list[CurvePoint]:
     """mIoU at each threshold, with its own match, from predictions made without threshold.
 
@@ -164,6 +160,7 @@ def threshold_curve(
             ``<key>.npy`` level maps.
         thresholds: increasing levels; pixels whose level is smaller become background.
         data, split, num_classes, items, workers: see :func:`evaluate`.
+        match: the same for every threshold; None finds the best one for each.
 
     Raises:
         UserError: a missing, broken or wrongly sized file; names the file.
@@ -183,7 +180,7 @@ def threshold_curve(
     curve = ThresholdCurve(num_classes, thresholds)
     for counts in of_each(items, work, workers):
         curve.add(counts)
-    return curve.points()
+    return curve.points(match)
 
 
 def count_item_levels(
@@ -198,7 +195,7 @@ def count_item_levels(
     """Counts of one image from its files; everything that :func:`threshold_curve` needs of it."""
     path = prediction_path(prediction_dir, item)
     prediction, level = _load_with_level(path, archives)
-    truth = load_label(mask_path(data, split, item.key))
+    truth = open_layout(data).truth(split, item.key)
     try:
         return count_levels(prediction, level, truth, num_classes, thresholds)
     except UserError as error:
@@ -245,14 +242,15 @@ def labelled_images(data: Path, split: str) -> list[ImageItem]:
     Raises:
         UserError: no such split, no mask folder, or an image without mask.
     """
-    items = list_images(split_folder(data, split))
-    masks = masks_folder(data, split)
+    layout = open_layout(data)
+    items = layout.images(split)
+    masks = layout.truth_folder(split)
     if not masks.is_dir():
         raise UserError(
             f"{split!r} of {data} has no masks to evaluate against: {masks} does not exist; "
             "evaluate a split that has them, such as validation"
         )
-    missing = [item.key for item in items if not mask_path(data, split, item.key).is_file()]
+    missing = [item.key for item in items if not layout.truth_path(split, item.key).is_file()]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(items)} images have no mask in {masks}: {named(missing)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from core.data.imagenet_s import ImageItem, class_names, list_images
+from core.data.items import ImageItem
 from core.data.label_maps import require_class_count
 from core.errors import UserError
 from core.files import json_or_empty
@@ -152,9 +152,10 @@ class _Results:
 
 
 def _read_results(sources: Sources, request: Request, workers: int | None) -> _Results | None:
-    if sources.after is None or sources.images is None:
+    layout = sources.layout
+    if sources.after is None or layout is None or sources.split is None:
         return None
-    items = list_images(sources.images)
+    items = layout.images(sources.split)
     num_classes = _num_classes(sources, request)
     looks = look_at_all(sources, items, num_classes, workers)
     matched = matches(sources, looks, num_classes)
@@ -182,8 +183,8 @@ def _num_classes(sources: Sources, request: Request) -> int:
     count = setting(sources.settings, "num_classes")
     if isinstance(count, int) and count > 0:
         return count
-    assert sources.data is not None and sources.split is not None
-    return len(class_names(sources.data, sources.split))
+    assert sources.layout is not None
+    return len(sources.layout.class_names(sources.split))
 
 
 def _add_results(content: Content, sources: Sources, results: _Results) -> None:

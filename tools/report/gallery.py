@@ -9,9 +9,10 @@ from typing import Callable
 import numpy as np
 
 from core import log
-from core.data.imagenet_s import ImageItem, mask_path
 from core.data.images import load_rgb
+from core.data.items import ImageItem
 from core.data.label_maps import IGNORE, load_label
+from core.data.layout import open_layout
 from core.data.rle import area
 from core.errors import UserError
 from core.scoring.metrics import lookup_table
@@ -158,7 +159,7 @@ def _add_labels(sight: Sight, item: ImageItem, picture: Picture) -> None:
             label = lookup_table(match, len(match) - 1)[np.minimum(label, len(match) - 1)]
         picture.uris[name] = pictures.label_layer(label)
     if sources.has_truth and sources.data and sources.split:
-        truth = load_label(mask_path(sources.data, sources.split, item.key))
+        truth = open_layout(sources.data).truth(sources.split, item.key)
         picture.uris["truth"] = pictures.label_layer(np.minimum(truth, IGNORE))
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from core.data.imagenet_s import ImageItem, mask_path
+from core.data.items import ImageItem
 from core.data.label_maps import IGNORE, load_label
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import json_or_empty
 from core.scoring.matching import match_clusters, parse_match, read_match
@@ -104,7 +105,7 @@ def look(
         shares = {name: _shares(label) for name, label in labels.items()}
         counts = {}
         if data is not None:
-            truth = load_label(mask_path(data, split, item.key))
+            truth = open_layout(data).truth(split, item.key)
             counts = {n: count_image(label, truth, num_classes) for n, label in labels.items()}
             shares["truth"] = _shares(truth[truth != IGNORE])
     except (UserError, OSError) as error:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core import log
-from core.data.imagenet_s import class_names
+from core.data.layout import Layout, open_layout
 from core.errors import UserError
 from core.files import json_or_empty, sha256_of
 from core.pipeline.folders import CHECKPOINT, CONFIG, UNREFINED, VALIDATION, ResultFolder, RunFolder
 from core.pipeline.inputs import noted_data
 from core.pipeline.stage import Pipeline, pipeline_of
 from core.work.ledger import LEDGER_FOLDER, SETTINGS_FILE
-from tools.submission.results import ORIGIN, has_masks
+from tools.submission.results import ORIGIN
 
 STAGE = "report"
-_PREFERRED = (VALIDATION, "test", "testB")
+_PREFERRED = (VALIDATION, "val", "val2014", "test", "testB")
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,17 @@ class Sources:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def images(self) -> Path | None:
-        """Folder of the images of the split."""
-        if self.data is None or self.split is None or not (self.data / self.split).is_dir():
-            return None
-        return self.data / self.split
+    def layout(self) -> Layout | None:
+        """The data set; None where it has no such split or is none."""
+        with contextlib.suppress(UserError):
+            layout = open_layout(self.data) if self.data else None
+            return layout if layout and self.split in layout.splits() else None
+        return None
 
     @property
     def has_truth(self) -> bool:
         """Whether masks of the split are at hand."""
-        return bool(self.images and has_masks(self.images.parent, self.images.name))
+        return bool(self.layout and self.split and self.layout.has_truth(self.split))
 
 
 def find(request: Request, pipeline: Pipeline) -> Sources:
@@ -84,18 +86,18 @@ def find(request: Request, pipeline: Pipeline) -> Sources:
     given = request.data.absolute() if request.data else None
     found.data = given or _first_folder(run.root / "data", noted_data(run), pipeline.default_data)
     _find_labels(found, request)
-    if found.after is not None and found.images is None:
+    if found.after is not None and found.layout is None:
         where = f"{found.data}/{found.split}" if found.data else "no data folder was found"
         _note(found, f"The images are not at hand ({where}): name their data set with --data.")
     return found
 
 
 def names_of_classes(data: Path | None, num_classes: int) -> list[str]:
-    """Names of the ids 0..C: class folders of the first split that has C of them, else numbers."""
+    """Names of the ids 0..C: of the first split that has C classes, else numbers."""
     for split in ("train", *_PREFERRED):
-        if data is not None and (data / split).is_dir():
+        if data is not None:
             try:
-                names = class_names(data, split)
+                names = open_layout(data).class_names(split)
             except UserError:
                 continue
             if len(names) == num_classes:

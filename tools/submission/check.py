@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from core import log
-from core.data.imagenet_s import ImageItem, list_images, split_folder
 from core.data.images import BROKEN, image_size
+from core.data.items import ImageItem
 from core.data.label_maps import decode
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.scoring.matching import identity_match, parse_match
 
@@ -91,7 +92,7 @@ def inspect_zip(
     Raises:
         UserError: the data set itself cannot be read.
     """
-    items = {f"{item.key}.png": item for item in list_images(split_folder(data, split))}
+    items = {f"{item.key}.png": item for item in open_layout(data).images(split)}
     report = ZipReport(expected=len(items))
     try:
         report.archive_bytes = Path(zip_path).stat().st_size

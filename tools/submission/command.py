@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from core import log
-from core.data.imagenet_s import class_count, list_images, split_folder
+from core.data.layout import class_count, open_layout
 from core.pipeline.stage import Pipeline
 from core.scoring.matching import read_match
 from core.text import named
@@ -67,7 +67,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
 
 
 def _build(args: argparse.Namespace, num_classes: int) -> int:
-    items = list_images(split_folder(args.data_path, args.mode))
+    items = open_layout(args.data_path).images(args.mode)
     method = method_from(args, args.network)
     substitutes = {}
     if args.allow_missing:

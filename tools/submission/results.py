@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from core import log
-from core.data.imagenet_s import ImageItem, list_images, masks_folder, split_folder
+from core.data.items import ImageItem
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import read_json, write_json
 from core.scoring.matching import read_match, write_match
@@ -32,7 +33,7 @@ Match = dict[int, int]
 
 def has_masks(data: Path, split: str) -> bool:
     """True where the ground truth of a split is at hand."""
-    return masks_folder(data, split).is_dir()
+    return open_layout(data).has_truth(split)
 
 
 def require_finished(work: Worklist, items: Sequence[ImageItem]) -> None:
@@ -130,7 +131,7 @@ def pack(
         log.warn(STAGE, f"{_CLUSTER_IDS}; {archive} has no {MATCH}")
         method = method.with_notes(_CLUSTER_IDS)
         tolerated.add(f"{MATCH}: missing")
-    items = list_images(split_folder(data, split))
+    items = open_layout(data).images(split)
     build_zip(labels, items, archive, match, method, substitutes=substitutes)
     problems = [p for p in check_zip(archive, data, split, num_classes) if p not in tolerated]
     if problems:

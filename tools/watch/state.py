@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.data.imagenet_s import list_images, split_folder
+from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import json_or_empty
 from core.pipeline.folders import CONFIG, LOG, TRAIN, UNREFINED, RunFolder
@@ -242,7 +242,7 @@ class RunState:
     def _listed(self, split: str) -> int | None:
         if self._data is not None:
             with contextlib.suppress(UserError):
-                return len(list_images(split_folder(self._data, split)))
+                return len(open_layout(self._data).images(split))
         for trace in self.pipeline.traces(self.run):
             if trace.stage.kind is Kind.WHOLE:
                 noted = json_or_empty(trace.folder / SETTINGS_FILE).get("images", {})
