@@ -16,9 +16,11 @@ from core.data.label_maps import save_label
 from core.errors import UserError
 from core.files import write_json
 from core.runtime import jt, nn
+from tools.doctor.measure import measure_step
 from uss import finetune, pixel_attention, pretrain
 from uss.config import Assignment, Config, Heads
 from uss.paths import RunFolder
+from uss.pipeline import FINETUNE, PIXEL_ATTENTION, PRETRAIN
 from uss.presets import preset
 from uss.views import MultiCrop, MultiCropDataset
 
@@ -206,6 +208,26 @@ def test_plain_head(run, data, tmp_path):
     finetune.run(_config(finetune={"head": "plain", "epochs": 1}), data, other)
     state = _payload(other.segmenter)["state_dict"]
     assert state["last_layer.weight"].shape == (len(CLASSES) + 1, 512, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "pixels"),
+    [(PRETRAIN, 2 * 64**2 + 32**2), (PIXEL_ATTENTION, 2 * 64**2), (FINETUNE, 64**2)],
+)
+def test_the_doctor_rehearses_a_stage(stage, pixels):
+    """Real steps on a photograph, with random weights and nothing of a run."""
+    step = measure_step(stage.module, _config(), 0.1)
+    assert step.image_pixels == pixels
+    assert step.image_s > 0 and step.sample_s > 0 and step.fixed_mib > 50
+
+
+def test_a_checkpoint_has_the_velocities_under_the_names_of_the_parameters(run):
+    """As checkpoints had them when there was no other optimiser: these are still continued."""
+    payload = _payload(run.segmenter)
+    parameters = finetune.trainable(finetune.network(_config()))
+    assert payload["optimizer"].keys() == parameters.keys()
+    for name, velocity in payload["optimizer"].items():
+        assert velocity.shape == tuple(parameters[name].shape) and velocity.dtype == np.float32
 
 
 def test_finished_stages_return_at_once(run, data, capsys):

@@ -1,4 +1,4 @@
-"""The optimiser against its formula, and the training loop: log, checkpoint, resume, refusals."""
+"""The training loop: log, checkpoint, resume, refusals."""
 
 from __future__ import annotations
 
@@ -21,61 +21,7 @@ from core.training.options import TrainOptions
 from core.training.schedules import cosine, cosine_lr
 from tests.conftest import ROOT
 
-MOMENTUM, DECAY, TRUST = 0.9, 0.01, 0.001
-
-
-def test_cosine_starts_at_base_and_ends_above_final():
-    rates = [cosine_lr(step, 4, 1.0, 0.2) for step in range(5)]
-    np.testing.assert_allclose(rates, [1.0, 0.8828427, 0.6, 0.3171573, 0.2], rtol=1e-6)
-
-
-def _expected(values, slopes, rates, larc, frozen_first=()):
-    """The update rule in float64, for losses linear in the parameters."""
-    values = [value.astype(np.float64) for value in values]
-    velocity = [np.zeros_like(value) for value in values]
-    for step, rate in enumerate(rates):
-        for i, slope in enumerate(slopes):
-            if step == 0 and i in frozen_first:
-                continue
-            gradient, size = slope + DECAY * values[i], np.linalg.norm(values[i])
-            if larc:
-                steepness = np.linalg.norm(slope)
-                gradient = slope.astype(np.float64)
-                if size and steepness:
-                    scale = TRUST * size / (steepness + DECAY * size + 1e-8)
-                    gradient = (slope + DECAY * values[i]) * scale
-            velocity[i] = MOMENTUM * velocity[i] + gradient
-            values[i] = values[i] - rate * velocity[i]
-    return values, velocity
-
-
-@pytest.mark.parametrize("composed", [False, True])
-@pytest.mark.parametrize("larc", [True, False])
-def test_update_rule(larc, composed, monkeypatch):
-    if composed:  # the form that runs on a GPU
-        monkeypatch.setattr(LarcSGD, "_on_cpu", LarcSGD._on_gpu)
-    rng = np.random.default_rng(0)
-    # Large enough for several threads; small; a zero parameter; a parameter without gradient.
-    values = [rng.normal(size=s).astype(np.float32) for s in ((90, 200), (2, 3, 1, 1), (5,), (4,))]
-    slopes = [rng.normal(size=value.shape).astype(np.float32) for value in values]
-    values[2][:], slopes[3][:] = 0, 0
-    parameters = {str(i): jt.array(value) for i, value in enumerate(values)}
-    optimizer = LarcSGD(parameters, MOMENTUM, DECAY, TRUST, larc)
-    rates = (0.5, 0.3, 0.1)
-    for step, rate in enumerate(rates):
-        terms = [(p * jt.array(s)).sum() for p, s in zip(parameters.values(), slopes)]
-        optimizer.step(sum(terms), rate, frozen=("1",) if step == 0 else ())
-    wanted, velocity = _expected(values, slopes, rates, larc, frozen_first=(1,))
-    state = optimizer.state()
-    for i in range(len(values)):
-        np.testing.assert_allclose(parameters[str(i)].numpy(), wanted[i], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(state[str(i)], velocity[i], rtol=1e-5, atol=1e-6)
-
-
-def test_optimiser_refuses_the_state_of_another_network():
-    optimizer = LarcSGD({"a": jt.ones((2,)), "b": jt.ones((3,))}, MOMENTUM, DECAY)
-    with pytest.raises(UserError, match=r"run/x: .*\(b: expected \(3,\), found None; 1 differ\)"):
-        optimizer.load_state({"a": np.zeros(2, np.float32)}, "run/x")
+MOMENTUM, DECAY = 0.9, 0.01
 
 
 class _Points:
