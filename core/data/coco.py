@@ -91,13 +91,16 @@ class Coco:
         Raises:
             UserError: no such split, a broken list, or one that names a missing image.
         """
-        ids = self.ids(split)
-        folders = [self.root / split] if (self.root / split).is_dir() else self._image_folders()
-        files: dict[str, Path] = {}
-        for folder in folders:
-            files = {**files_by_key(folder), **files}
         listed = find_lists(self.root).get(split, self.root / split)
-        return listed_items(listed, ids, files, folders[0] if len(folders) == 1 else self.root)
+        return listed_items(listed, self.ids(split), self.files(split), self.root)
+
+    def files(self, split: str) -> dict[str, Path]:
+        """Key -> image file of the folder with the split's name, or else of all folders."""
+        files: dict[str, Path] = {}
+        own = self.root / split
+        for folder in [own] if own.is_dir() else self._image_folders():
+            files = {**files_by_key(folder), **files}
+        return files
 
     def has_truth(self, split: str) -> bool:
         """Whether every image of the split has a mask; False where there is no such split."""
@@ -122,6 +125,10 @@ class Coco:
         """COCO's eighty, or those that the data set states; the same for every split."""
         return stated_names(self.root) or list(CLASSES)
 
+    def has_image_labels(self) -> bool:
+        """Whether there is a label file."""
+        return any((self.root / name).exists() for name in _LABEL_FILES)
+
     def image_labels(self, split: str) -> ImageLabels:
         """Key -> sorted class ids of the images of a split that the label file knows; () where an
         image shows no object.
@@ -129,9 +136,21 @@ class Coco:
         Raises:
             UserError: no label file, or a broken one.
         """
-        path = label_file(self.root, _LABEL_FILES)
-        labels = read_label_file(path, self.class_names(), _key_of_number)
+        labels = self.label_file_content()
         return {key: labels[key] for key in sorted(self.ids(split)) if key in labels}
+
+    def label_file_content(self) -> ImageLabels:
+        """All labels of the label file, of every split.
+
+        Raises:
+            UserError: none, or a broken one.
+        """
+        path = label_file(self.root, _LABEL_FILES)
+        return read_label_file(path, self.class_names(), _key_of_number)
+
+    def mask_folders(self) -> list[Path]:
+        """The folders of masks that there are."""
+        return [self.root / MASKS] if (self.root / MASKS).is_dir() else []
 
     def _image_folders(self) -> list[Path]:
         folders = [self.root / name for name in (*FOLDERS, IMAGES)]

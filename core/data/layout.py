@@ -21,7 +21,7 @@ from core.data.coco import Coco, is_coco
 from core.data.imagenet_s import ImageNetS, scan_folder
 from core.data.items import ImageItem
 from core.data.label_maps import require_class_count
-from core.data.voc import IMAGES, Voc, find_lists
+from core.data.voc import IMAGES, Voc, find_lists, is_voc
 from core.errors import UserError
 
 # Splits with masks by which a threshold is chosen or a method scored, by layout.
@@ -81,7 +81,7 @@ def open_layout(data: Path) -> Layout:
         )
     if is_coco(data):
         return Coco(data)
-    if (data / IMAGES).is_dir():
+    if is_voc(data):
         if not find_lists(data):
             raise UserError(
                 f"{data} has {IMAGES}/ but no list of a split; expected "

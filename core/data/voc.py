@@ -75,9 +75,12 @@ class Voc:
         Raises:
             UserError: no such list, a broken one, or one that names a missing image.
         """
-        ids = self.ids(split)
-        files = files_by_key(self.root / IMAGES)
-        return listed_items(list_path(self.root, split), ids, files, self.root / IMAGES)
+        listed = list_path(self.root, split)
+        return listed_items(listed, self.ids(split), self.files(split), self.root / IMAGES)
+
+    def files(self, split: str) -> dict[str, Path]:
+        """Key -> image file of all images, those that a list does not name included."""
+        return files_by_key(self.root / IMAGES)
 
     def has_truth(self, split: str) -> bool:
         """Whether every image of the list has a mask; False where there is no such list."""
@@ -102,6 +105,10 @@ class Voc:
         """VOC's twenty, or those that the data set states; the same for every split."""
         return stated_names(self.root) or list(CLASSES)
 
+    def has_image_labels(self) -> bool:
+        """Whether there are annotations or a label file."""
+        return any((self.root / name).exists() for name in (ANNOTATIONS, *LABEL_FILES))
+
     def image_labels(self, split: str) -> ImageLabels:
         """Key -> sorted class ids of the images of a list that are annotated.
 
@@ -117,8 +124,26 @@ class Voc:
             there = names_in(folder)
             annotated = [key for key in keys if f"{key}.xml" in there]
             return {key: read_annotation(folder / f"{key}.xml", key, names) for key in annotated}
-        labels = read_label_file(label_file(self.root, LABEL_FILES), names, _key_of_number)
+        labels = self.label_file_content()
         return {key: labels[key] for key in keys if key in labels}
+
+    def label_file_content(self) -> ImageLabels:
+        """All labels of the label file, of every split.
+
+        Raises:
+            UserError: none, or a broken one.
+        """
+        path = label_file(self.root, LABEL_FILES)
+        return read_label_file(path, self.class_names(), _key_of_number)
+
+    def mask_folders(self) -> list[Path]:
+        """The folders of masks that there are."""
+        return [self.root / name for name in MASKS if (self.root / name).is_dir()]
+
+
+def is_voc(root: Path) -> bool:
+    """Whether a folder has the folder of images of this layout."""
+    return (root / IMAGES).is_dir()
 
 
 def load_id_mask(path: Path) -> np.ndarray:

@@ -10,8 +10,6 @@ same bytes with the pinned versions of Pillow and OpenCV.
 from __future__ import annotations
 
 import io
-import shutil
-import tempfile
 from pathlib import Path
 
 import cv2
@@ -22,10 +20,10 @@ from core import log
 from core.data.imagenet_s import mask_path
 from core.data.label_maps import save_label
 from core.errors import UserError
-from core.files import json_or_empty, write_json
+from core.synthetic.generated import MARKER as MARKER
+from core.synthetic.generated import generate, require_seed
 from core.synthetic.scenes import KINDS, render
 
-MARKER = "dataset.json"
 MIN_CLASSES, MAX_CLASSES = 2, len(KINDS)
 
 # Rises whenever other pixels or files come out for the same settings.
@@ -68,8 +66,7 @@ def make_dataset(
             f"expected {MIN_CLASSES}..{MAX_CLASSES} classes with at least one image each, "
             f"got {classes} classes and {counts}"
         )
-    if not 0 <= seed < 1 << 32:
-        raise UserError(f"the seed must lie in 0..{(1 << 32) - 1}, got {seed}")
+    require_seed(seed)
     settings = {
         "generator": _GENERATOR,
         "version": _VERSION,
@@ -77,53 +74,15 @@ def make_dataset(
         "classes": classes,
         "images_per_class": counts,
     }
-    if _is_complete(root, settings):
-        return root
-    _check_replaceable(root)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    build = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".tmp", dir=root.parent))
-    try:
-        _fill(build / "new", seed, classes, counts)
-        write_json(build / "new" / MARKER, {**settings, "files": _count_files(build / "new")})
-        if root.exists():
-            root.rename(build / "old")
-        (build / "new").rename(root)
-    finally:
-        shutil.rmtree(build, ignore_errors=True)
-    log.info("data", f"made {classes * sum(counts.values())} images of {classes} classes at {root}")
+    if generate(root, settings, lambda folder: _fill(folder, seed, classes, counts)):
+        images = classes * sum(counts.values())
+        log.info("data", f"made {images} images of {classes} classes at {root}")
     return root
 
 
 def class_folder(index: int) -> str:
     """Folder name of the class with 0-based ``index``, in the form of a WordNet id."""
     return f"n{index + 1:08d}"
-
-
-def _is_complete(root: Path, settings: dict[str, object]) -> bool:
-    marker = _read_marker(root)
-    if marker is None:
-        return False
-    files = marker.pop("files", None)
-    return marker == settings and files == _count_files(root)
-
-
-def _read_marker(root: Path) -> dict[str, object] | None:
-    """The marker of a generated data set, or None where there is none."""
-    marker = json_or_empty(root / MARKER)
-    return marker if marker.get("generator") == _GENERATOR else None
-
-
-def _check_replaceable(root: Path) -> None:
-    if not root.exists() or _read_marker(root) is not None:
-        return
-    if not root.is_dir() or any(root.iterdir()):
-        raise UserError(
-            f"{root} exists and was not generated here; it is left alone: choose another folder"
-        )
-
-
-def _count_files(root: Path) -> int:
-    return sum(1 for path in root.rglob("*") if path.is_file() and path.name != MARKER)
 
 
 def _fill(root: Path, seed: int, classes: int, counts: dict[str, int]) -> None:

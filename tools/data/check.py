@@ -1,7 +1,8 @@
 """What is wrong with a folder of images before anything is trained on it.
 
-A data set (``train/`` and further splits, each with class folders or plain images) is checked split
-by split; any other folder counts as one collection of images, however deeply nested.
+A data set is checked split by split: ``train/`` and further splits, each with class folders or
+plain images, or the lists of a set in VOC or COCO form (``tools.data.check_lists``). Any other
+folder counts as one collection of images, however deeply nested.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import os
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from core import log
+from core.data.coco import Coco, is_coco
 from core.data.crops import MIN_SIDE
 from core.data.imagenet_s import (
     MASKS_SUFFIX,
@@ -29,57 +30,18 @@ from core.data.imagenet_s import (
 )
 from core.data.images import MAX_PIXELS, image_size, load_rgb
 from core.data.label_maps import IGNORE, load_label
+from core.data.layout import open_layout
+from core.data.voc import VOID, Voc, is_voc, load_id_mask
 from core.errors import UserError
 from core.files import sha256_of
 from core.work.pool import ordered_map, usable_cores
+from tools.data.check_lists import listed_files
+from tools.data.problems import DataReport, ImageFile, Problem, SplitCounts
 
 STAGE = "data check"
 #: Readable, but the stages list only files of :data:`core.data.imagenet_s.SUFFIXES`.
 OTHER_SUFFIXES = (".bmp", ".gif", ".webp")
 _IN_PROCESSES = 200  # images; for fewer, starting processes costs more than it saves
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing to mend."""
-
-    kind: str
-    """broken, oversized, tiny, duplicate, collision, layout or mask."""
-    path: str
-    detail: str
-
-
-@dataclass
-class SplitCounts:
-    """What a split holds."""
-
-    images: int = 0
-    classes: int = 0
-    masks: int | None = None
-    """None where the split has no folder of masks."""
-
-
-@dataclass
-class DataReport:
-    """Counts by split, and every problem in the order of the files."""
-
-    splits: dict[str, SplitCounts] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image to look into."""
-
-    path: Path
-    mask: Path | None = None
-    max_id: int = IGNORE  # of the mask; IGNORE itself is always allowed
-    group: str = ""  # duplicates count within a group
-    digest: bool = False  # another file has the same size: compare contents
 
 
 @dataclass(frozen=True)
@@ -104,6 +66,10 @@ def check(folder: Path, num_classes: int | None = None, workers: int | None = No
     if (folder / "train").is_dir():
         names = [name for name in scan_folder(folder)[1] if not name.endswith(MASKS_SUFFIX)]
         files = [file for name in names for file in _split_files(folder, name, num_classes, report)]
+    elif is_coco(folder) or is_voc(folder):
+        listed = open_layout(folder)
+        assert isinstance(listed, (Voc, Coco))
+        files = listed_files(listed, num_classes, report)
     else:
         closed: list[OSError] = []
         files = [ImageFile(path) for path in walk_images(folder, closed.append)]
@@ -229,26 +195,46 @@ def _inspect(file: ImageFile) -> _Finding:
     except UserError as error:
         problems.append(Problem("broken", str(file.path), str(error)))
     if file.mask is not None:
-        problems += _mask_problems(file.mask, size_hw, file.max_id)
+        problems += _mask_problems(file, file.mask, size_hw)
     return _Finding(tuple(problems), _digest(file.path) if file.digest else None)
 
 
-def _mask_problems(mask: Path, size_hw: tuple[int, int] | None, max_id: int) -> list[Problem]:
+def _mask_problems(file: ImageFile, mask: Path, size_hw: tuple[int, int] | None) -> list[Problem]:
     if not mask.is_file():
         return [Problem("mask", str(mask), "is missing")]
     try:
-        label = load_label(mask)
+        label = load_id_mask(mask) if file.plain_ids else load_label(mask)
     except UserError as error:
         return [Problem("mask", str(mask), str(error))]
     if size_hw is not None and label.shape != size_hw:
         text = f"{label.shape[1]} x {label.shape[0]} pixels, its image {size_hw[1]} x {size_hw[0]}"
         return [Problem("mask", str(mask), text)]
-    wrong = [int(i) for i in np.unique(label) if i > max_id and i != IGNORE]
+    shown = [int(i) for i in np.unique(label)]
+    wrong = [i for i in shown if i > file.max_id and i != IGNORE]
     if wrong:
-        shown = ", ".join(map(str, wrong[:5]))
-        text = f"ids {shown}; expected 0 (background) to {max_id}, or {IGNORE} (ignored)"
+        ids = ", ".join(map(str, wrong[:5]))
+        ignored = VOID if file.plain_ids else IGNORE
+        text = f"ids {ids}; expected 0 (background) to {file.max_id}, or {ignored} (ignored)"
         return [Problem("mask", str(mask), text)]
-    return []
+    contradiction = _contradiction(shown, file.labels)
+    return [Problem("annotation", str(mask), contradiction)] if contradiction else []
+
+
+def _contradiction(shown: list[int], labels: tuple[int, ...] | None) -> str | None:
+    """How the ids of a mask contradict the image label; None where they do not or there is none.
+
+    A label may name what the mask leaves out as ignored, as in VOC.
+    """
+    if labels is None:
+        return None
+    classes = [i for i in shown if i not in (0, IGNORE)]
+    unnamed = [str(i) for i in classes if i not in labels]
+    said = ", ".join(map(str, labels)) or "none"
+    if unnamed:
+        return f"shows class {', '.join(unnamed)}, but the image label names {said}"
+    if labels and not classes and IGNORE not in shown:
+        return f"shows no class, but the image label names {said}"
+    return None
 
 
 def _bytes(path: Path) -> int:
