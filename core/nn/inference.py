@@ -1,8 +1,8 @@
 """Inference operations that are fast on a CPU: OpenMP and oneDNN kernels, without gradients.
 
 Jittor's generated elementwise and reduce kernels run on one thread, and its batched products do not
-reach oneDNN. These kernels (C++ in ``core/nn/kernels``) keep a block of rows in cache from the product
-to the activation, and read packed or windowed inputs in place. Where CUDA is on, the same
+reach oneDNN. These kernels (C++ in ``core/nn/kernels``) keep a block of rows in cache from the
+product to the activation, and read packed or windowed inputs in place. Where CUDA is on, the same
 operations run in plain Jittor (:mod:`core.nn.inference_plain`).
 
 Maps are channels-last, (B, H, W, C) float32. Sizes travel as shapes and data, never as source text,
