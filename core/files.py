@@ -125,6 +125,11 @@ def file_system_time(folder: Path) -> float:
             os.unlink(name)
 
 
+def sha256_of_json(value: Any) -> str:
+    """Hex SHA-256 of a value as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in blocks."""
     digest = hashlib.sha256()

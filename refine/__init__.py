@@ -1,12 +1,13 @@
-"""Better label maps, from class-agnostic masks and a segmenter's logits. Knows no pipeline: whoever
-calls it brings a checkpoint, images and settings.
+"""Better label maps from masks: any pipeline's segmenter, refined image by image. Knows no pipeline:
+what loads the network is named to it.
 
-settings        the settings of masks, prediction and refinement
-mask_sources    masks of an image by SAM or superpixels, kept and made once
-superpixels     the stand-in for SAM where no weights can be had
-fill_masks      makes the masks of a whole split ahead of time
-segmenter       a trained segmenter's logits and label map of an image
-vote            the rule by which masks vote on a label map
-one_image       one image from its file to its refined label map
-supervised      the same in a watched process, with a second attempt
+settings      all settings that this package reads, and their rules
+mask_sources  masks of images, by SAM or superpixels, made once and then read from a store
+superpixels   masks that follow colours, for machines without SAM's weights
+fill_masks    the command that fills the mask store of a split
+segmenter     a fine-tuned network at work: logits and label map of an image
+vote          the rule: what label a mask takes, and what is done where no mask helps
+one_image     one image from file to refined label map
+supervised    the same in a child process that is watched
+label_split   all images of a split: what is left, who makes it, which failed
 """

@@ -15,12 +15,12 @@ import numpy as np
 
 from core.errors import UserError
 from core.runtime import jt, nn
-from sam.common import to_numpy
 from sam.image_encoder import ImageEncoderViT
 from sam.mask_decoder import MaskDecoder
 from sam.prompt_encoder import PromptEncoder
 from sam.resize_logits import MaskUpscaler
 from sam.tiny_vit import TinyViT
+from sam.transforms import to_numpy
 
 Var = Any
 

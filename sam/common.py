@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from core.nn import inference
 from core.runtime import jt, nn
 
 Var = Any
-
-
-def to_numpy(x: Any) -> np.ndarray:
-    """A Var's values, or anything that numpy takes."""
-    return x.numpy() if isinstance(x, jt.Var) else np.asarray(x)
 
 
 def to_planes(x: Var) -> Var:

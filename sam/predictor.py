@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from core.runtime import jt
-from sam.common import to_numpy
 from sam.resize_logits import MaskUpscaler
-from sam.transforms import ResizeLongestSide
+from sam.transforms import ResizeLongestSide, to_numpy
 
 Var = Any
 

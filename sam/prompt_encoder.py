@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from core.runtime import jt, nn
-from sam.common import Activation, Conv2d, layer_norm_2d, to_numpy, to_planes
+from sam.common import Activation, Conv2d, layer_norm_2d, to_planes
+from sam.transforms import to_numpy
 
 Var = Any
 

@@ -33,11 +33,11 @@ class ResizeLongestSide:
 
     def apply_coords_torch(self, coords: Any, original_size: tuple[int, int]) -> np.ndarray:
         """:meth:`apply_coords` under its official name for tensors, float32; Vars or arrays."""
-        return self.apply_coords(_array(coords), original_size).astype(np.float32)
+        return self.apply_coords(to_numpy(coords), original_size).astype(np.float32)
 
     def apply_boxes_torch(self, boxes: Any, original_size: tuple[int, int]) -> np.ndarray:
         """:meth:`apply_boxes` under its official name for tensors, float32; Vars or arrays."""
-        return self.apply_boxes(_array(boxes), original_size).astype(np.float32)
+        return self.apply_boxes(to_numpy(boxes), original_size).astype(np.float32)
 
     @staticmethod
     def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
@@ -46,6 +46,6 @@ class ResizeLongestSide:
         return int(oldh * scale + 0.5), int(oldw * scale + 0.5)
 
 
-def _array(values: Any) -> np.ndarray:
+def to_numpy(values: Any) -> np.ndarray:
     """The values of a Var, or anything that numpy takes, without starting Jittor."""
     return values.numpy() if hasattr(values, "numpy") else np.asarray(values)

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from core import config as core_config
 from core import distributed, log
 from core.checkpoints.files import load_state
 from core.checkpoints.torch_reader import state_dict_of
-from core.config import require_positive
 from core.data.crops import network_input, resize_nearest_floor
 from core.data.images import load_rgb
 from core.data.items import ImageItem
@@ -50,7 +50,7 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
             read.
     """
     settings = asdict(config.distance_matching)
-    require_positive({f"distance_matching.{name}": value for name, value in settings.items()})
+    core_config.check(config.distance_matching, "distance_matching")
     items = open_layout(data).images(split)
     examples = labelled_images(data, LABELLED)
     checkpoint = paths.trunk_input(run, config.arch)

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from core import config as core_config
 from core.checkpoints import files as checkpoint
 from core.checkpoints.torch_reader import state_dict_of
-from core.data.coco import Coco
-from core.data.crops import JointCrop
-from core.data.datasets import ImageDataset
-from core.data.image_labels import ImageLabels, label_vector
-from core.data.images import load_rgb
+from core.data.datasets import ClassesDataset
+from core.data.image_labels import ImageLabels
 from core.data.items import ImageItem
-from core.data.layout import open_layout
-from core.data.voc import Voc
+from core.data.layout import image_labels, open_layout
 from core.errors import UserError
-from core.files import sha256_of
+from core.files import sha256_of, sha256_of_json
 from core.runtime import jt
 from core.training.descent import Group
 from core.training.loop import Task
@@ -49,24 +41,23 @@ def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUA
     items, labels = labelled(config, data)
     check(CLASSIFIER, config, len(items))
     source = out.given_checkpoint
-    digest = hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()
     training = Training(
         images=len(items),
         rate=poly(settings.base_lr, settings.power),
-        dataset=lambda: LabelledImages(items, labels, config),
+        dataset=lambda: _dataset(items, labels, config),
         task=lambda: ClassifierTask(build(config, source), config),
         sections=("arch", "num_classes"),
         facts={
-            "labels_sha256": digest,
+            "labels_sha256": sha256_of_json(labels),
             "starts_from_sha256": None if source is None else sha256_of(source),
         },
     )
     train(CLASSIFIER, config, out.classifier, options, training)
 
 
-def rehearsal(config: Config, photo: ImageItem) -> tuple[ClassifierTask, LabelledImages]:
+def rehearsal(config: Config, photo: ImageItem) -> tuple[ClassifierTask, ClassesDataset]:
     """The task with random weights, and a data set of one photograph: what a step costs."""
-    dataset = LabelledImages([photo], {photo.key: (1,)}, config)
+    dataset = _dataset([photo], {photo.key: (1,)}, config)
     return ClassifierTask(build(config, None), config), dataset
 
 
@@ -77,19 +68,23 @@ def labelled(config: Config, data: Path) -> tuple[list[ImageItem], ImageLabels]:
         UserError: no image labels, none with a class, or those of another class count.
     """
     layout, split = open_layout(data), config.classifier.split
-    if not isinstance(layout, (Voc, Coco)):
-        raise UserError(f"{data} has no image labels: expected a data set in VOC or COCO form")
+    found = image_labels(layout, split)
     names = layout.class_names(split)
     if len(names) != config.num_classes:
         raise UserError(
             f"{data} has {len(names)} classes, but num_classes is {config.num_classes}; use --set "
             f"num_classes={len(names)}"
         )
-    labels = {key: ids for key, ids in layout.image_labels(split).items() if ids}
+    labels = {key: ids for key, ids in found.items() if ids}
     items = [item for item in layout.images(split) if item.key in labels]
     if not items:
         raise UserError(f"{data}: no image of {split} shows a class; nothing can be learnt")
     return items, {item.key: labels[item.key] for item in items}
+
+
+def _dataset(items: list[ImageItem], labels: ImageLabels, config: Config) -> ClassesDataset:
+    settings = config.classifier
+    return ClassesDataset(items, labels, config.num_classes, settings.crop_size, settings.min_scale)
 
 
 def build(config: Config, source: Path | None) -> Classifier:
@@ -105,22 +100,6 @@ def build(config: Config, source: Path | None) -> Classifier:
         state = {name: value for name, value in state_dict_of(source).items() if name in own}
         checkpoint.load_state(model, state, str(source), missing_ok=_HEAD)
     return model
-
-
-class LabelledImages(ImageDataset):
-    """Random crops of images, mirrored or not, with the classes that the whole images show."""
-
-    def __init__(self, items: list[ImageItem], labels: ImageLabels, config: Config) -> None:
-        super().__init__(items)
-        self._labels, self._classes = labels, config.num_classes
-        self._crop = JointCrop(config.classifier.crop_size, config.classifier.min_scale)
-
-    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """(float32 (3, size, size), float32 (C,) of zeros and ones)."""
-        item = self.items[index]
-        rgb = load_rgb(item.path)
-        image, _ = self._crop(rgb, np.zeros(rgb.shape[:2], np.int32), rng)
-        return image, label_vector(self._labels[item.key], self._classes).astype(np.float32)
 
 
 class ClassifierTask(Task):

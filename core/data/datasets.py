@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from core.data import crops
+from core.data.image_labels import ImageLabels, label_vector
 from core.data.imagenet_s import ImageItem
 from core.data.images import load_rgb
 from core.data.label_maps import load_label
@@ -93,3 +94,34 @@ class JointDataset(ImageDataset):
         label = load_label(self.label_dir / f"{item.key}.png")
         height, width = rgb.shape[:2]
         return self.joint_crop(rgb, crops.resize_nearest(label, (height, width)), rng)
+
+
+class ClassesDataset(ImageDataset):
+    """Images with the classes that they show: a random crop, mirrored or not, of each.
+
+    Args:
+        items: the images.
+        labels: key -> classes 1..C; of the whole image, whatever the crop shows.
+        num_classes: C.
+        size: side of the crops in pixels.
+        min_scale: smallest area of a crop relative to the image.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[ImageItem],
+        labels: ImageLabels,
+        num_classes: int,
+        size: int,
+        min_scale: float,
+    ) -> None:
+        super().__init__(items)
+        self._labels, self._num_classes = labels, num_classes
+        self._crop = crops.JointCrop(size, min_scale)
+
+    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """(float32 (3, size, size), float32 (C,) of zeros and ones)."""
+        item = self.items[index]
+        rgb = load_rgb(item.path)
+        image, _ = self._crop(rgb, np.zeros(rgb.shape[:2], np.int32), rng)
+        return image, label_vector(self._labels[item.key], self._num_classes)

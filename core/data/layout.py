@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from core.data.coco import Coco, is_coco
+from core.data.image_labels import ImageLabels
 from core.data.imagenet_s import ImageNetS, scan_folder
 from core.data.items import ImageItem
 from core.data.label_maps import require_class_count
@@ -111,3 +112,14 @@ def validation_split(layout: Layout) -> str:
     """The split to score on where none was named: "validation", "val" or "val2014"."""
     found = layout.splits()
     return next((name for name in _VALIDATION if name in found), _VALIDATION[0])
+
+
+def image_labels(layout: Layout, split: str) -> ImageLabels:
+    """Key -> sorted class ids 1..C of the annotated images of a split.
+
+    Raises:
+        UserError: a layout without image labels, or broken ones.
+    """
+    if isinstance(layout, (Voc, Coco)):
+        return layout.image_labels(split)
+    raise UserError(f"{layout.root} has no image labels: expected a set in VOC or COCO form")

@@ -1,8 +1,8 @@
 """Inference operations that are fast on a CPU: OpenMP and oneDNN kernels, without gradients.
 
 Jittor's generated elementwise and reduce kernels run on one thread, and its batched products do not
-reach oneDNN. These kernels (C++ in ``core/kernels``) keep a block of rows in cache from the product
-to the activation, and read packed or windowed inputs in place. Where CUDA is on, the same
+reach oneDNN. These kernels (C++ in ``core/nn/kernels``) keep a block of rows in cache from the
+product to the activation, and read packed or windowed inputs in place. Where CUDA is on, the same
 operations run in plain Jittor (:mod:`core.nn.inference_plain`).
 
 Maps are channels-last, (B, H, W, C) float32. Sizes travel as shapes and data, never as source text,
@@ -125,12 +125,9 @@ def conv2d(
     return run(
         _KERNELS / "conv.h",
         """
-        const int channels = data["channels"], height = data["height"], width = data["width"];
-        const bool first = data["channels_first"];
-        const Window window = {height, width, channels, int(data["kernel"]), int(data["stride"]),
-                               int(data["padding"]), int(out0_shape1), int(out0_shape2),
-                               first ? width : int64_t(width) * channels, first ? 1 : channels,
-                               first ? int64_t(height) * width : 1};
+        const Window window = window_of(data["height"], data["width"], data["channels"],
+                                        data["kernel"], data["stride"], data["padding"],
+                                        out0_shape1, out0_shape2, data["channels_first"]);
         conv2d(in0_p, in1_p, data["bias"] ? in2_p : nullptr, out0_p, in0_shape0, window,
                out0_shape3, data["activation"]);
         """,
@@ -174,11 +171,9 @@ def depthwise3x3(x: Var, weight: Var, bias: Var, stride: int = 1, activation: st
 
 # One text for both kinds: the kernel is compiled once.
 _ATTENTION = """
-    const int heads = data["heads"], side = data["side"], dim = data["dim"];
-    const int in_window = side * side;
-    const AttentionShape shape = {int(in0_shape0), heads, dim, int(in0_shape1), int(in0_shape2),
-                                  side, side ? in_window : int(in0_shape2),
-                                  side ? in_window : int(in1_shape2), float(data["scale"])};
+    const AttentionShape shape =
+        attention_shape(in0_shape0, data["heads"], data["dim"], in0_shape1, in0_shape2, in1_shape2,
+                        data["side"], data["scale"]);
     const int64_t step = data["head_step"], offset = data["offset"];
     const Tokens q = {in0_p, in3_p, in0_shape3, 0, step};
     const Tokens k = {in1_p, in3_p, in1_shape3, offset, step};

@@ -1,17 +1,22 @@
 """CPU kernels with gradients for the layers that training needs most: OpenMP in Jittor functions.
 
 Jittor's generated elementwise and reduce kernels use one thread and one pass over memory per
-operation. These fuse what belongs together. Numbers that vary are passed as data, not as source
-text, so that each kernel is compiled once.
+operation. These fuse what belongs together. The C++ functions lie in ``core/nn/kernels``. Numbers
+that vary are passed as data, not as source text, so that each kernel is compiled once.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from core.runtime import jt
 
 Var = Any
+
+_KERNELS = Path(__file__).with_name("kernels")
 
 
 class Function(jt.Function):
@@ -37,107 +42,18 @@ class Function(jt.Function):
         return values
 
 
-# Per channel c over n planes of `area` values: in0 x, in1 residual, in2 weight, in3 bias, in4/5
-# running mean/var; out0 y, out1 statistics (3,C): mean, what float32 lost of the mean, 1/std;
-# out2/3 new running mean/var.
-_BATCH_NORM = """
-    const int batch = in0_shape0, channels = in0_shape1; const int64 area = in0_shape2;
-    const bool affine = data["affine"], relu = data["relu"];
-    const bool add = data["residual"], train = data["train"];
-    const double eps = data["eps"], momentum = data["momentum"], count = double(batch) * area;
-    #pragma omp parallel for schedule(static)
-    for (int c = 0; c < channels; c++) {
-        double mean = in4_p[c], var = in5_p[c];
-        if (train) {
-            // Sums of differences from a first guess lose nothing to a large mean.
-            const float guess = in0_p[c * area];
-            double sum = 0;
-            for (int n = 0; n < batch; n++) {
-                const float* x = in0_p + (int64(n) * channels + c) * area;
-                float part = 0;
-                for (int64 i = 0; i < area; i++) part += x[i] - guess;
-                sum += part;
-            }
-            mean = guess + sum / count;
-            const float centre = mean;
-            double rest = 0, squares = 0;
-            for (int n = 0; n < batch; n++) {
-                const float* x = in0_p + (int64(n) * channels + c) * area;
-                float part = 0, part_squares = 0;
-                for (int64 i = 0; i < area; i++) {
-                    const float d = x[i] - centre;
-                    part += d; part_squares += d * d;
-                }
-                rest += part; squares += part_squares;
-            }
-            rest /= count;
-            mean = double(centre) + rest;
-            var = squares / count - rest * rest;
-            if (var < 0) var = 0;
-            out2_p[c] = in4_p[c] + momentum * (mean - in4_p[c]);
-            out3_p[c] = in5_p[c] + momentum * (var * count / (count - 1) - in5_p[c]);
-        } else { out2_p[c] = in4_p[c]; out3_p[c] = in5_p[c]; }
-        const float centre = mean, rstd = 1 / std::sqrt(var + eps);
-        out1_p[c] = centre;
-        out1_p[channels + c] = float(mean - centre);
-        out1_p[2 * channels + c] = rstd;
-        const float scale = affine ? rstd * in2_p[c] : rstd;
-        const float shift = (affine ? in3_p[c] : 0.f) - float(mean - centre) * scale;
-        const float floor = relu ? 0.f : -std::numeric_limits<float>::max();
-        for (int n = 0; n < batch; n++) {
-            const int64 at = (int64(n) * channels + c) * area;
-            const float* x = in0_p + at; const float* r = in1_p + at; float* y = out0_p + at;
-            if (add) for (int64 i = 0; i < area; i++)
-                y[i] = std::max((x[i] - centre) * scale + shift + r[i], floor);
-            else for (int64 i = 0; i < area; i++)
-                y[i] = std::max((x[i] - centre) * scale + shift, floor);
-        }
-    }
+_BATCH_NORM_SHAPE = """
+    const kernels::BatchNorm shape = {in0_shape0, in0_shape1, in0_shape2, bool(data["affine"]),
+                                      bool(data["relu"]), bool(data["residual"]),
+                                      bool(data["train"]), data["eps"], data["momentum"]};
 """
-
-# in0 x, in1 y, in2 gradient of y, in3 weight, in4 statistics; out0..3 gradients of x, residual,
-# weight, bias.
-_BATCH_NORM_GRAD = """
-    const int batch = in0_shape0, channels = in0_shape1; const int64 area = in0_shape2;
-    const bool affine = data["affine"], relu = data["relu"];
-    const bool add = data["residual"], train = data["train"];
-    const double count = double(batch) * area;
-    #pragma omp parallel for schedule(static)
-    for (int c = 0; c < channels; c++) {
-        const float centre = in4_p[c], low = in4_p[channels + c], rstd = in4_p[2 * channels + c];
-        double sum = 0, sum_x = 0;
-        for (int n = 0; n < batch; n++) {
-            const int64 at = (int64(n) * channels + c) * area;
-            const float* x = in0_p + at; const float* y = in1_p + at; const float* dy = in2_p + at;
-            float part = 0, part_x = 0;
-            if (relu) for (int64 i = 0; i < area; i++) {
-                const float g = y[i] > 0 ? dy[i] : 0.f;
-                part += g; part_x += g * (x[i] - centre);
-            } else for (int64 i = 0; i < area; i++) {
-                part += dy[i]; part_x += dy[i] * (x[i] - centre);
-            }
-            sum += part; sum_x += part_x;
-        }
-        sum_x = (sum_x - low * sum) * rstd;
-        out2_p[c] = sum_x; out3_p[c] = sum;
-        const float scale = affine ? rstd * in3_p[c] : rstd;
-        const float slope = train ? float(sum_x / count * rstd) : 0.f;
-        const float level = train ? float(sum / count) - low * slope : 0.f;
-        for (int n = 0; n < batch; n++) {
-            const int64 at = (int64(n) * channels + c) * area;
-            const float* x = in0_p + at; const float* y = in1_p + at; const float* dy = in2_p + at;
-            float* dx = out0_p + at;
-            if (relu) for (int64 i = 0; i < area; i++) {
-                const float g = y[i] > 0 ? dy[i] : 0.f;
-                dx[i] = (g - level - (x[i] - centre) * slope) * scale;
-            } else for (int64 i = 0; i < area; i++)
-                dx[i] = (dy[i] - level - (x[i] - centre) * slope) * scale;
-            if (add) {
-                float* dr = out1_p + at;
-                for (int64 i = 0; i < area; i++) dr[i] = relu && !(y[i] > 0) ? 0.f : dy[i];
-            }
-        }
-    }
+_BATCH_NORM = f"""{_BATCH_NORM_SHAPE}
+    kernels::batch_norm(shape, in0_p, in1_p, in2_p, in3_p, in4_p, in5_p, out0_p, out1_p, out2_p,
+                        out3_p);
+"""
+_BATCH_NORM_GRAD = f"""{_BATCH_NORM_SHAPE}
+    kernels::batch_norm_gradient(shape, in0_p, in1_p, in2_p, in3_p, in4_p, out0_p, out1_p, out2_p,
+                                 out3_p);
 """
 
 
@@ -200,8 +116,8 @@ class _BatchNorm(Function):
         ]
         channels = x.shape[1]
         shapes = [x.shape, [3, channels], [channels], [channels]]
-        y, statistics, self.new_mean, self.new_var = jt.code(
-            shapes, ["float32"] * 4, inputs, cpu_src=_BATCH_NORM, data=self.settings
+        y, statistics, self.new_mean, self.new_var = _run(
+            "batch_norm.h", _BATCH_NORM, shapes, inputs, self.settings
         )
         self.keep(x, y, scale, statistics)
         return y
@@ -212,8 +128,8 @@ class _BatchNorm(Function):
         residual, affine = self.settings["residual"], self.settings["affine"]
         shapes = [x.shape, x.shape if residual else [1, 1, 1], [channels], [channels]]
         inputs = [x, y, dy, scale, statistics]
-        dx, dresidual, dweight, dbias = jt.code(
-            shapes, ["float32"] * 4, inputs, cpu_src=_BATCH_NORM_GRAD, data=self.settings
+        dx, dresidual, dweight, dbias = _run(
+            "batch_norm.h", _BATCH_NORM_GRAD, shapes, inputs, self.settings
         )
         return (
             dx,
@@ -225,70 +141,14 @@ class _BatchNorm(Function):
         )
 
 
-# From the sizes (h, w) of the source and (H, W) of the result: two source rows and two source
-# columns of each pixel of the result, their weights, and the loop over planes that follows.
-_RESIZE_TABLES = """
-    auto table = [](int from, int to) {
-        std::vector<int> low(to), high(to); std::vector<float> share(to);
-        for (int i = 0; i < to; i++) {
-            const double at = std::max(0.0, (i + 0.5) * from / to - 0.5);
-            low[i] = std::min(int(at), from - 1); high[i] = std::min(low[i] + 1, from - 1);
-            share[i] = float(at - low[i]);
-        }
-        return std::make_tuple(low, high, share);
-    };
-    const int64 planes = int64(in0_shape0) * in0_shape1;
-    auto rows = table(h, H), cols = table(w, W);
-    const int *y0 = std::get<0>(rows).data(), *y1 = std::get<1>(rows).data();
-    const int *x0 = std::get<0>(cols).data(), *x1 = std::get<1>(cols).data();
-    const float *fy = std::get<2>(rows).data(), *fx = std::get<2>(cols).data();
-    #pragma omp parallel for schedule(static)
+_RESIZE = """
+    kernels::resize_bilinear(int64(in0_shape0) * in0_shape1, in0_shape2, in0_shape3, out0_shape2,
+                             out0_shape3, in0_p, out0_p);
 """
-
-_RESIZE = (
-    """
-    const int h = in0_shape2, w = in0_shape3, H = out0_shape2, W = out0_shape3;
+_RESIZE_GRAD = """
+    kernels::resize_bilinear_gradient(int64(in0_shape0) * in0_shape1, out0_shape2, out0_shape3,
+                                      in0_shape2, in0_shape3, in0_p, out0_p);
 """
-    + _RESIZE_TABLES
-    + """
-    for (int64 p = 0; p < planes; p++) {
-        const float* x = in0_p + p * h * w; float* y = out0_p + p * H * W;
-        std::vector<float> mixed(w);
-        for (int i = 0; i < H; i++) {
-            const float *a = x + y0[i] * w, *b = x + y1[i] * w;
-            for (int j = 0; j < w; j++) mixed[j] = a[j] + (b[j] - a[j]) * fy[i];
-            for (int j = 0; j < W; j++)
-                y[i * W + j] = mixed[x0[j]] + (mixed[x1[j]] - mixed[x0[j]]) * fx[j];
-        }
-    }
-"""
-)
-
-# The adjoint of the above: in0 is the gradient (N,C,H,W) of the larger or smaller result, out0 that
-# of the source.
-_RESIZE_GRAD = (
-    """
-    const int h = out0_shape2, w = out0_shape3, H = in0_shape2, W = in0_shape3;
-"""
-    + _RESIZE_TABLES
-    + """
-    for (int64 p = 0; p < planes; p++) {
-        float* dx = out0_p + p * h * w; const float* dy = in0_p + p * H * W;
-        std::vector<float> mixed(w);
-        std::fill(dx, dx + h * w, 0.f);
-        for (int i = 0; i < H; i++) {
-            std::fill(mixed.begin(), mixed.end(), 0.f);
-            for (int j = 0; j < W; j++) {
-                const float g = dy[i * W + j];
-                mixed[x0[j]] += g * (1 - fx[j]); mixed[x1[j]] += g * fx[j];
-            }
-            float *a = dx + y0[i] * w, *b = dx + y1[i] * w;
-            for (int j = 0; j < w; j++) a[j] += mixed[j] * (1 - fy[i]);
-            for (int j = 0; j < w; j++) b[j] += mixed[j] * fy[i];
-        }
-    }
-"""
-)
 
 
 class _Resize(jt.Function):
@@ -300,10 +160,12 @@ class _Resize(jt.Function):
 
     def execute(self, x: Var) -> Var:
         self.source = x.shape
-        return jt.code([*x.shape[:2], *self.size_hw], "float32", [x], cpu_src=_RESIZE)
+        (y,) = _run("resize.h", _RESIZE, [[*x.shape[:2], *self.size_hw]], [x])
+        return y
 
     def grad(self, dy: Var) -> Var:
-        return jt.code(self.source, "float32", [dy], cpu_src=_RESIZE_GRAD)
+        (dx,) = _run("resize.h", _RESIZE_GRAD, [self.source], [dy])
+        return dx
 
 
 def resize_bilinear(x: Var, size_hw: tuple[int, int]) -> Var:
@@ -334,3 +196,26 @@ class _Convolution(Function):
             jt.mkl_ops.mkl_conv_backward_x(weight, dy, height, width, *self.geometry),
             jt.mkl_ops.mkl_conv_backward_w(x, dy, rows, cols, *self.geometry),
         )
+
+
+@functools.cache
+def _source(header: str) -> str:
+    return (_KERNELS / header).read_text("utf-8")
+
+
+def _run(
+    header: str,
+    call: str,
+    shapes: Sequence[Sequence[int]],
+    inputs: Sequence[Var],
+    data: Mapping[str, float] | None = None,
+) -> list[Var]:
+    """New float32 Vars of ``shapes``, filled by ``call``: C++ that uses functions of ``header``."""
+    return jt.code(
+        shapes,
+        ["float32"] * len(shapes),
+        inputs,
+        cpu_header=_source(header),
+        cpu_src=call,
+        data=dict(data or {}),
+    )

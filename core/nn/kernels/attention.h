@@ -16,6 +16,15 @@ struct AttentionShape {
     float scale;
 };
 
+// Of maps of queries (height, width) with windows, or of sequences of `width` queries and
+// `key_count` keys where `side` is 0.
+static AttentionShape attention_shape(int batch, int heads, int dim, int height, int width,
+                                      int key_count, int side, float scale) {
+    const int in_window = side * side;
+    return {batch, heads, dim,   height, width, side, side ? in_window : width,
+            side ? in_window : key_count, scale};
+}
+
 enum BiasKind { NO_BIAS = 0, OFFSET_TABLE = 1, DECOMPOSED = 2 };
 
 // Index of token i of window `window` in its map, or -1 outside.

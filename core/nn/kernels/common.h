@@ -1,5 +1,5 @@
 // What the CPU kernels share: exp and GELU that the compiler can vectorise, layer norm of a row,
-// oneDNN's single precision matrix product. core/cpu_kernels.py puts this text in front of each
+// oneDNN's single precision matrix product. core/nn/cpp.py puts this text in front of each
 // kernel's.
 #include <dnnl.h>
 #include <omp.h>

@@ -6,6 +6,16 @@ struct Window {
     int64_t step_y, step_x, step_c;  // distance in floats between neighbours of the input
 };
 
+// Of an input (height, width, channels), or (channels, height, width) where `channels_first`.
+static Window window_of(int height, int width, int channels, int kernel, int stride, int padding,
+                        int out_height, int out_width, bool channels_first) {
+    Window s = {height, width, channels, kernel, stride, padding, out_height, out_width, 0, 0, 0};
+    s.step_y = channels_first ? width : int64_t(width) * channels;
+    s.step_x = channels_first ? 1 : channels;
+    s.step_c = channels_first ? int64_t(height) * width : 1;
+    return s;
+}
+
 // Row of one output place: the k x k x I inputs under the kernel, zero outside the map.
 static void gather_patch(const float* image, const Window& s, int oy, int ox, float* row) {
     for (int ky = 0; ky < s.kernel; ky++)
