@@ -34,6 +34,7 @@ from tests.helpers.document_commands import (
     parsed,
     stages_of,
 )
+from tests.helpers.report_runs import make_run
 from uss.__main__ import STAGES, TOOLS, config_from
 from uss.presets import PRESET_NAMES, preset
 
@@ -132,11 +133,6 @@ def text_of(*names: str) -> str:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Places:
     """Data, run, results, archive and photographs, made without any network."""
     folder = tmp_path_factory.mktemp("documents")
-    sys.path.insert(0, str(ROOT / "tests" / "uss"))
-    try:
-        from tests.helpers.report_runs import make_run
-    finally:
-        sys.path.pop(0)
     run = make_run(folder)
     for item in list_images(run.data / "test"):
         with Image.open(item.path) as image:
