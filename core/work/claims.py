@@ -96,7 +96,7 @@ class Claims:
         return self._is_abandoned(holder) and self._take_over(key, holder)
 
     def still_mine(self, key: str) -> bool:
-        """Whether this object owns ``key`` now. Ask before writing; asking is a sign of life too."""
+        """Whether this object owns ``key`` now. Ask before writing; it is a sign of life."""
         path = self._held.get(key)
         if path is None:
             return False
