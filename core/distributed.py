@@ -1,9 +1,9 @@
-"""Several processes of one run: MPI ranks that train together, or array tasks that share out
-images.
+"""Several processes of one run: MPI ranks that train together, or tasks of a SLURM array that share
+out images.
 
-Rank and size come from the environment that ``mpirun`` sets, so that asking for them starts
-nothing. Without MPI every function is trivial. The collective functions must be called by all ranks
-in the same order.
+Rank and size are read from the environment that ``mpirun`` sets; asking for them starts neither MPI
+nor Jittor. Without MPI there is one process, and every function is trivial. All ranks must call the
+collective functions (``barrier``, ``all_reduce_…``, ``broadcast``) in the same order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from core.errors import UserError
 
 Item = TypeVar("Item")
 
-# What Jittor's MPI operators add up right; it passes int64 to MPI as pairs, and others not at all.
+# The types that Jittor's MPI operators reduce correctly. It passes int64 to MPI as pairs, and
+# others not at all.
 _REDUCIBLE = ("float32", "float64", "int32")
 # A folder for each GPU, where the driver is loaded.
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")

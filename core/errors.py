@@ -1,10 +1,9 @@
 """Errors that a user can act on, and how an entry point ends on one.
 
-Everything that is the user's to mend (a missing folder, a checkpoint of another architecture, a
-broken image) is raised as :class:`UserError` with one line that says what was expected, what came
-and what to do. :func:`main_guard` turns it into that line on stderr and exit code 2, and so it does
-with a full disk or a folder that cannot be written, wherever they are met; a bug keeps its
-traceback.
+A problem that the user can mend (a missing folder, a checkpoint of another architecture, a broken
+image) is raised as :class:`UserError` with one line: what was expected, what was found, what to do.
+:func:`main_guard` prints that line on stderr and ends with exit code 2. It does the same with a
+full disk or a folder that cannot be written. A bug keeps its traceback.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from typing import Callable, TypeVar
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-# What a system answers that has no room, does not let this user in, or where a file has the name of
-# a wanted folder or a folder that of a file.
+# Answers of the system that the user can mend: the disk or the quota is full, access is refused, or
+# a file stands where a folder is wanted, or the other way round.
 _REFUSALS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
@@ -85,7 +84,9 @@ def main_guard(main: Main) -> Main:
 
 
 def _print_any_name() -> None:
-    """File names need not be text, nor fit the terminal: what cannot be printed is escaped."""
+    """Let stdout escape what it cannot print: a file name need not be valid text, and the terminal
+    may not have its characters.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -109,8 +110,8 @@ def under_mpi() -> bool:
 
 
 def _leave(code: int) -> int:
-    """``code``; a failed MPI process does not come back: the usual end of a process would wait for
-    the other ranks, which wait for this one. mpirun ends them when it is gone without a word.
+    """Return ``code``, except in an MPI process that has failed: that one ends here. Its usual end
+    would wait for the other ranks, which wait for it; when it ends at once, mpirun ends them.
     """
     if code and under_mpi():
         sys.stdout.flush()

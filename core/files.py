@@ -1,5 +1,5 @@
-"""Files that matter: written under a temporary name, then renamed, so that a reader never sees half
-a file.
+"""Reading and writing files. A file that matters is written under a temporary name and then
+renamed, so that a reader never sees half a file.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from core.errors import UserError
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb", sync: bool = False) -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path``; on success it replaces ``path``, on any exception it
-    is removed.
+    """Open a temporary file beside ``path`` for writing. At the end of the block it replaces
+    ``path``; on any exception it is removed.
 
     Args:
         path: final place; its folder is made when missing.
@@ -100,8 +100,8 @@ def number(value: Any) -> float | None:
 
 
 def flat_name(key: str) -> str:
-    """A file name for a key such as "<class folder>/<stem>": readable, never hidden, at most 200
-    bytes, and another one for every other key.
+    """A file name for a key such as "<class folder>/<stem>". It is readable, never hidden and at
+    most 200 bytes long, and no two keys get the same name.
     """
     name = key.replace("%", "%25").replace("/", "%2F")
     if name.startswith("."):
@@ -113,8 +113,8 @@ def flat_name(key: str) -> str:
 
 
 def file_system_time(folder: Path) -> float:
-    """Now in Unix seconds by the clock that stamps the files of an existing folder: on a shared
-    folder neither this machine's clock nor that of another that writes there.
+    """The time now, in Unix seconds, by the clock that stamps the files of an existing folder. On a
+    shared folder that is the file server's clock, which all machines see alike.
     """
     handle, name = tempfile.mkstemp(prefix=".clock.", dir=folder)
     try:

@@ -1,4 +1,4 @@
-"""k-means and nearest centres by faiss, whose import waits until it is needed (numpy outside)."""
+"""k-means and nearest centres of numpy arrays. faiss computes them; it is imported at first use."""
 
 from __future__ import annotations
 

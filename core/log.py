@@ -31,8 +31,8 @@ def progress(
     """Iterate with a bar that shows rate and ETA; on a file or pipe it prints a line every ten
     seconds.
 
-    Who stops early and has something to say closes the generator first, or the bar's last state
-    comes behind it.
+    A caller that stops early and then prints something should close the generator first; otherwise
+    the last state of the bar is printed after it.
     """
     interval = 0.5 if sys.stderr.isatty() else 10.0
     return iter(

@@ -14,30 +14,32 @@ _CGROUP_FILES = (
 
 
 def resident_mib(entry: str = "VmRSS") -> float:
-    """VmRSS (now) or VmHWM (peak) of this process in MiB; NaN where the system does not say.
+    """Memory of this process in MiB: "VmRSS" is what it takes now, "VmHWM" the most that it took.
+    NaN where the system does not say.
 
-    Not ``ru_maxrss``, which a child takes over from the process that started it.
+    ``ru_maxrss`` would not do: a child begins with that of the process that started it.
     """
     found = _bytes_of(Path("/proc/self/status"), entry)
     return float("nan") if found is None else found / 2**20
 
 
 def machine_bytes() -> tuple[int, int] | None:
-    """(all, available) bytes that this process may use, a container's limit included; None where
-    the system does not say.
+    """Bytes that this process may use, all of them and those that are free, within the limit of its
+    container; None where the system does not say.
     """
     file = Path("/proc/meminfo")
     total, free = _bytes_of(file, "MemTotal"), _bytes_of(file, "MemAvailable")
     if total is None or free is None:
         return None
     limit, left = container_bytes() or (total, free)
-    # Without a limit of its own, a container of version 1 states more than any machine has.
+    # A container of version 1 that has no limit states one that is larger than any machine's
+    # memory.
     return (limit, min(free, left)) if limit < total else (total, free)
 
 
 def container_bytes(folder: Path = _CGROUP) -> tuple[int, int] | None:
-    """(limit, what it leaves) in bytes of the container that this process runs in; None without a
-    limit.
+    """The memory limit of the container that this process runs in, and how much of it is free, in
+    bytes; None where there is no limit.
     """
     for limit, used in _CGROUP_FILES:
         with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is "max"

@@ -1,7 +1,6 @@
-"""The first import of every entry point: another Python than the project's is told in one line.
-
-Where packages are missing the import of this module ends the program, before any other import can
-end it in a traceback.
+"""Ends the program with one line where packages are missing, as with another Python than the
+project's. Every entry point imports this module first, before any other import can end in a
+traceback.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ def colour_label(label: np.ndarray) -> np.ndarray:
 
 
 def heat(level: np.ndarray) -> np.ndarray:
-    """uint8 RGB (H, W, 3) of values 0..1, from blue to yellow, in colours whose lightness rises
-    with them.
+    """Values in 0..1 (H, W) as uint8 RGB (H, W, 3), from dark blue to light yellow: the lightness
+    rises with the value, so that it can be read without colours too.
     """
     steps = np.clip(255 * level, 0, 255).astype(np.uint8)
     return cv2.applyColorMap(steps, cv2.COLORMAP_CIVIDIS)[..., ::-1]

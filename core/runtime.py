@@ -5,9 +5,9 @@ process.
 gives the Jittor module. Modules that define networks write ``from core.runtime import jt, nn``
 instead, which starts it on first access. Nobody else imports ``jittor``; a test holds that.
 
-Jittor 1.3.11 as installed downloads oneDNN at import, lets SIGINT kill the process, turns TLS
-verification off for urllib, raises the recursion and stack limits and writes its cache location
-into a file that every other project reads. Each of these is prevented or undone here.
+When it is imported, Jittor 1.3.11 downloads oneDNN, lets SIGINT kill the process, turns TLS
+verification off for urllib, raises the recursion and stack limits, and writes its cache location
+into a file that every other project reads. This module prevents or undoes each of these.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ def _import_jittor() -> Any:
 def _end_compile_processes() -> None:
     """End the processes that Jittor forked to compile its core and would keep until the exit.
 
-    They do nothing any more, and on Ctrl-C each would print a traceback. Jittor forks new ones if
-    need be.
+    They have nothing left to do, and on Ctrl-C each would print a traceback. Jittor forks new ones
+    when it needs them.
     """
     import jittor_utils
 

@@ -34,8 +34,13 @@ from tests.helpers.document_commands import (
     parsed,
     stages_of,
 )
+<<<<<<< HEAD
 from tools.command_line import TOOLS, config_from
 from uss.pipeline import PIPELINE
+=======
+from tests.helpers.report_runs import make_run
+from uss.__main__ import STAGES, TOOLS, config_from
+>>>>>>> e
 from uss.presets import PRESET_NAMES, preset
 
 __all__ = ["parsed"]
@@ -133,11 +138,6 @@ def text_of(*names: str) -> str:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Places:
     """Data, run, results, archive and photographs, made without any network."""
     folder = tmp_path_factory.mktemp("documents")
-    sys.path.insert(0, str(ROOT / "tests" / "uss"))
-    try:
-        from tests.helpers.report_runs import make_run
-    finally:
-        sys.path.pop(0)
     run = make_run(folder)
     for item in list_images(run.data / "test"):
         with Image.open(item.path) as image:

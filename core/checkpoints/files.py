@@ -1,9 +1,9 @@
-"""Weights into models and out of them, and the checkpoint file of a run.
+"""The checkpoint file of a run, and how weights get into a network and out of it.
 
 A checkpoint is a dict of plain values and NumPy arrays in Jittor's own container (pickle, SHA-1,
-mark), so that ``jt.load`` reads it too. It is written beside the old one and renamed, the old one
-is kept as ``previous.pth.tar``, and a checkpoint whose checksum does not match is never used, nor
-kept in the place of a whole one.
+mark), so that ``jt.load`` reads it too. A new checkpoint is written beside the old one and renamed;
+the old one is kept as ``previous.pth.tar``. One whose checksum does not match is never used, and
+never replaces a whole one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LATEST = "checkpoint.pth.tar"
 PREVIOUS = "previous.pth.tar"
 _PICKLE_PROTOCOL = 4  # what jt.save writes
 _LISTED_KEYS = 8
-# Output layers whose first axis is the class (or prototype) count: a wrong size there means a wrong
-# count.
+# Output layers whose first axis counts the classes or prototypes. Where only this axis differs, the
+# number of classes or prototypes is set wrongly.
 _CLASS_LAYERS = ("last_layer.weight", "last_layer.bias", "conv_seg.weight", "conv_seg.bias")
 _PROTOTYPE_LAYERS = ("prototypes.weight",)
 
@@ -45,14 +45,15 @@ def load_state(
     missing_ok: Sequence[str] = (),
     unexpected_ok: Sequence[str] = (),
 ) -> None:
-    """Copy ``state`` into a Jittor module, all of it or, on any misfit, nothing.
+    """Copy ``state`` into a Jittor module. If anything does not fit, nothing is copied.
 
     Args:
-        model: its names (weights and running statistics) must all be in ``state``, with the same
-            shapes.
+        model: the module; all its names (weights and running statistics) must be in ``state``, with
+            the same shapes.
+        state: arrays by name.
         where: what the state is, for the error; usually the path of its file.
-        missing_ok: prefixes of names that ``state`` may lack; they keep their values in the model.
-        unexpected_ok: prefixes of names that ``state`` may have and the model lacks.
+        missing_ok: prefixes of names that ``state`` may lack; the model keeps its values of these.
+        unexpected_ok: prefixes of names that the model may lack; their values are not used.
 
     Raises:
         UserError: lists the missing, unexpected and misshapen names and says what is probably

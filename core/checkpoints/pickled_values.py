@@ -49,8 +49,8 @@ TORCH_STORAGES = {
     "UntypedStorage": "uint8",
     "TypedStorage": "uint8",
 }
-# A tensor may be larger than its storage (strides of 0); beyond this many elements it is a damaged
-# file.
+# A tensor may be larger than its storage, by strides of 0. With more elements than this, the file
+# is taken to be damaged.
 _MAX_EXPANDED = 1 << 24
 StorageBytes = Callable[[str], np.ndarray]
 
@@ -164,8 +164,7 @@ def resolve(value: Any, storage_bytes: StorageBytes) -> Any:
     """Replace all descriptions inside ``value`` by NumPy arrays; OrderedDicts become dicts.
 
     Args:
-        storage_bytes: from a storage's key to its bytes, uint8 (n,), little endian; called once per
-            use.
+        storage_bytes: function from a storage's key to its bytes, uint8 (n,), little endian.
 
     Arrays of torch tensors may share memory and may have any strides; bfloat16 becomes float32.
     """

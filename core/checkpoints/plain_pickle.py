@@ -1,4 +1,4 @@
-"""Unpickler that builds plain Python values and NumPy arrays, and nothing else.
+"""An unpickler that builds plain Python values and NumPy arrays, and nothing else.
 
 A pickle is a program: whoever unpickles a file that he was sent runs it. Checkpoints need only a
 few of its instructions, so this module knows those few and stops with :class:`UserError` at
@@ -6,13 +6,13 @@ anything else, naming it. Tensors and arrays come out of the pickle as the descr
 ``core.checkpoints.pickled_values``; no class of ``torch``, ``jittor`` or ``numpy`` is ever called
 with what the file says.
 
-Objects that trainers leave beside the weights (the parsed arguments, say) become dicts of their
-attributes: their classes are not imported and nothing of them is called. A call of anything that is
-not on the list is refused always.
+Objects that trainers leave beside the weights, such as the parsed arguments, become dicts of their
+attributes where the caller allows it. Their classes are not imported, and nothing of them is
+called. A call of anything that is not on the list is always refused.
 
-The unpickler is Python's own pure Python one: the compiled one reserves up to 64 GiB when a damaged
-file asks for a far away memo slot. A checkpoint has a few thousand instructions, so this costs
-milliseconds.
+The base is Python's own unpickler in Python. The compiled one reserves up to 64 GiB when a damaged
+file asks for a distant memo slot. A checkpoint has a few thousand instructions, so the slower one
+costs milliseconds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Read checkpoints of PyTorch and Jittor into NumPy without PyTorch, without Jittor and without
-running them.
+"""Reads checkpoints of PyTorch and Jittor into NumPy arrays. It needs neither PyTorch nor Jittor,
+and nothing that a file holds is run.
 
-The kind of file is told from its content, never from its name: ``checkpoint.pth.tar`` may be any of
-them.
+The content tells which kind of file it is; the name ``checkpoint.pth.tar`` may stand for any of
+them:
 
 * PyTorch zip: a stored zip with ``<name>/data.pkl`` and one ``<name>/data/<key>`` per storage.
 * PyTorch legacy: four pickles that start with a magic number, then the storages one after the

@@ -1,4 +1,5 @@
-"""Which cluster is which class: presence co-occurrence, Hungarian assignment, ``match.json``.
+"""Which cluster is which class. Cluster and class are matched when they occur in the same images;
+the Hungarian algorithm finds the best match, and ``match.json`` keeps it.
 
 A *match* is a dict {prediction id: class id}, a bijection of 1..C onto itself plus 0 -> 0. In its
 file the prediction ids are JSON strings: ``{"0": 0, "1": 17, ...}``.
@@ -17,13 +18,14 @@ from core.files import atomic_write
 
 
 def hungarian(cost: np.ndarray) -> dict[int, int]:
-    """Assignment {row: column} of least total cost for a (rows, columns) matrix; rectangular is
-    allowed.
+    """The assignment {row: column} of least total cost, for a matrix (rows, columns) that need not
+    be square.
 
-    min(rows, columns) pairs are returned. Among equally good assignments the choice is scipy's, and
-    the same for the same matrix.
+    It has min(rows, columns) pairs. Among equally good assignments scipy chooses, and for the same
+    matrix always the same one.
     """
-    # Its import takes longer than all others: the worker processes of an evaluation do without.
+    # Its import takes longer than all others together, and the worker processes of an evaluation do
+    # not need it.
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(np.asarray(cost, np.float64))
@@ -62,7 +64,7 @@ def match_single_labels(
 
 
 def identity_match(num_classes: int) -> dict[int, int]:
-    """The match of predictions that hold class ids already."""
+    """The match that leaves every id as it is, for predictions that hold class ids already."""
     return {label: label for label in range(num_classes + 1)}
 
 

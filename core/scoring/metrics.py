@@ -4,9 +4,9 @@ One pass over the images counts everything in the prediction's own ids; a match 
 class id) is applied afterwards, in :meth:`SegmentationMetrics.compute`. This works because a match
 only renames regions: overlaps, boundaries and presence do not depend on the names.
 
-Pixels whose truth is :data:`IGNORE` are left out of every count, presence for matching included.
-Boundaries are drawn first and ignored pixels dropped afterwards, so the rim of an object that
-touches an ignored area counts as boundary, as in the ImageNet-S evaluation.
+Pixels whose truth is :data:`IGNORE` are not judged: they are left out of every count, also of the
+presence that the matching uses. Boundaries are drawn before ignored pixels are dropped, so the rim
+of an object that touches an ignored area counts as boundary, as in the ImageNet-S evaluation.
 """
 
 from __future__ import annotations
@@ -144,10 +144,12 @@ def count_image(
 
 
 def _runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Runs of pixels over which both maps are constant, in C order: a fiftieth of the pixels.
+    """Runs of pixels, row by row, over which both maps are constant. There are about a fiftieth as
+    many runs as pixels, so counting them is quicker.
 
     Returns:
-        values of ``first`` and of ``second``, and lengths in pixels, each (R,).
+        The value of ``first`` and that of ``second`` in each run, and its length in pixels; all
+        (R,).
     """
     first, second = first.reshape(-1), second.reshape(-1)
     changes = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
@@ -178,8 +180,8 @@ def check_pair(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> N
 
 
 def compact_ids(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted ids present in ``labels`` (N,) and each element's index among them, both int64; no
-    sorting.
+    """The ids that are present in ``labels`` (N,), ascending, and for each element the index of its
+    id among them; both int64. Like ``np.unique`` with its inverse, without sorting.
     """
     present = np.bincount(labels) if labels.size else np.zeros(0, np.int64)
     ids = np.flatnonzero(present)
@@ -297,8 +299,8 @@ class SegmentationMetrics:
             edge.add_boundary(counts, columns)
 
     def compute(self, match: dict[int, int] | None = None) -> Scores:
-        """Scores under a match {prediction id: class id} (bijective, 1-based, 0 to 0); None: ids
-        are class ids.
+        """Scores under a match {prediction id: class id}, a bijection of 1..C plus 0 -> 0. With
+        None, the predicted ids are class ids already.
         """
         table = lookup_table(match, self.num_classes)
         iou = iou_per_class(self.confusion, table)
@@ -323,8 +325,8 @@ class SegmentationMetrics:
 
 
 class _Overlap:
-    """Overlap (size, size), prediction totals (size,) and truth totals (size,) of one family of
-    regions.
+    """Pixel counts of one family of regions, such as the objects of a size bin: by predicted id and
+    true id (size, size), by predicted id (size,) and by true id (size,).
     """
 
     def __init__(self, size: int) -> None:
@@ -386,8 +388,8 @@ def _size_bin_of(pixels: np.ndarray) -> np.ndarray:
 
 
 def _bin_columns(bins: np.ndarray, true_ids: np.ndarray, index: int) -> np.ndarray:
-    """Columns of the truth ids in size bin ``index``, with background wherever the image has such
-    an object.
+    """Indices of the true ids that are in size bin ``index``, and of background where the image has
+    an object of this bin; else none.
     """
     members = (bins == index) & (true_ids > 0)
     return np.flatnonzero(members | (true_ids == 0)) if members.any() else np.zeros(0, np.int64)

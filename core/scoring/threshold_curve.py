@@ -23,9 +23,10 @@ def hundredths(first: int, last: int) -> list[float]:
 
 
 def require_fraction(name: str, threshold: float) -> None:
-    """Refuse a threshold in percent, which every level would fall below; and NaN, which none does.
+    """Refuse a threshold that is given in percent instead of as a fraction, and NaN.
 
-    Above 1, which no level reaches, up to 2 is allowed: some ask for no foreground on purpose.
+    Every level would lie below a threshold in percent, and none below NaN. No level reaches a
+    threshold above 1; up to 2 it is allowed all the same, for those who want no foreground.
 
     Raises:
         UserError: names the threshold and what was probably meant.
@@ -43,8 +44,8 @@ class LevelCounts:
     Attributes:
         pred_ids: (P,) int64, sorted ids that the prediction shows on judged pixels, 0 included.
         true_ids: (G,) int64, the same of the truth.
-        pixels: (T + 1, P, G) int64; first axis: how many of the thresholds (the lowest ones) the
-            pixels survive.
+        pixels: (T + 1, P, G) int64 pixel counts. The index of the first axis says how many of the
+            thresholds, from the lowest on, the level of the pixels reaches.
     """
 
     pred_ids: np.ndarray
@@ -88,8 +89,8 @@ def count_levels(
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One threshold's result: mIoU (fraction) over C + 1 classes under its own ``match`` {pred:
-    class}.
+    """The result at one threshold: mIoU (a fraction) over the C + 1 classes, under the match
+    {prediction id: class id} that is best at this threshold.
     """
 
     threshold: float

@@ -1,8 +1,8 @@
-"""A process that does the heavy part of a job and may die, hang or grow without harm.
+"""A child process that does the heavy part of a job, so that it may die, hang or grow without harm.
 
-The parent starts it, gives it one request at a time and waits for each answer no longer than it
-wants to. A child that dies is noticed at once, one that hangs is killed, and either is started
-anew with the next request. The child ends with its parent, by whatever means that ended.
+The parent starts it, gives it one request at a time, and waits for each answer for a limited time.
+A child that dies is noticed at once, and one that hangs is killed; the parent can then start it
+anew. The child ends when its parent ends, however that came about.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Child:
             ``StopWork`` (about everything) or ``MemoryError``; anything else is a bug and ends the
             child with a traceback.
         setup: given to ``maker``; it, requests and answers must be picklable.
-        environment: of the child; None: that of this process.
+        environment: environment variables of the child; None takes those of this process.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Of the running process."""
+        """Number of the running process; None where there is none."""
         return self._process.pid if self._process else None
 
     def start(self, timeout_s: float) -> None:
@@ -170,7 +170,7 @@ def serve(handle: int) -> None:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
-    # Not the usual end, which would wait for what native threads are at.
+    # The usual end of a process would wait for native threads, which may be busy.
     os._exit(0)
 
 

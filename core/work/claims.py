@@ -1,15 +1,16 @@
-"""Several processes on one shared folder share work out while they run: who claims a key does it.
+"""Several processes share out work while they run: whoever claims a key does its work.
 
-The protocol needs nothing but a folder that all processes see (locally or through NFS and the
-like), no locks and no server:
+The protocol needs a folder that all processes see, locally or through NFS and the like; no locks
+and no server:
 
 - A claim of a key is a folder named after the key with one file in it, whose *name* is the owner's
   token: host, machine (boot id and process namespace), process, its start time, and a number that
   is used once. The file is empty; its modification time is the owner's last sign of life.
 - To claim, a process builds such a folder under a name of its own and renames it to the key's. A
   rename onto a folder that holds a file fails, so one process wins.
-- Owners touch their files five times in a time-out, from a thread. The file system stamps the time,
-  and who judges a claim compares it with a stamp of the same file system: machines' clocks differ.
+- A thread of the owner touches the file five times in a time-out. The file system stamps the time.
+  Whoever judges a claim compares that with a new stamp of the same file system, because the clocks
+  of machines differ.
 - A claim is abandoned when its last sign of life is older than the time-out, or, on the same
   machine at once, when its process is gone. To take it over, a process touches the file and renames
   it from the old owner's token to its own. The first rename wins, the others find nothing to
@@ -17,16 +18,16 @@ like), no locks and no server:
   it looked.
 - To release, the owner removes its file, by its own token, then the folder if that is empty.
 
-So there are never two owners of a key: the owner is whose token lies in the folder. An owner that
-was suspended for longer than the time-out may have lost its claim; it must ask
-:meth:`Claims.still_mine` before it writes its result. What remains is the moment between that
-question and the write, so results should be written atomically and be the same whoever makes them.
-After a claim was won, look whether the work is there already: another process may have finished it
-just before.
+So there are never two owners of a key: the owner is the process whose token lies in the folder. An
+owner that was suspended for longer than the time-out may have lost its claim, so it must ask
+:meth:`Claims.still_mine` before it writes its result. The moment between that question and the
+write remains; therefore results should be written atomically and be the same whoever makes them.
+Whoever wins a claim should look first whether the work is done: another process may have finished
+it just before.
 
-The time-out must be longer than the interpreter may stand still (a native call that keeps Python's
-lock, such as the compilation of a kernel) and than a network file system keeps attributes (about a
-minute).
+The time-out must be longer than Python may stand still (in a native call that keeps its lock, such
+as the compilation of a kernel), and longer than a network file system keeps file attributes (about
+a minute).
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ class Claims:
     """This process's claims in a folder; use it as a context manager, or call :meth:`close`.
 
     Args:
-        folder: holds the claims and nothing else; made when needed, removed with the last claim.
-        timeout_s: seconds without a sign of life after which a claim counts as abandoned; the same
-            in all processes.
+        folder: holds the claims and nothing else. It is made when needed and removed with the last
+            claim.
+        timeout_s: seconds without a sign of life after which a claim counts as abandoned. It must
+            be the same in all processes.
     """
 
     def __init__(self, folder: Path, timeout_s: float = TIMEOUT_S) -> None:
@@ -94,7 +96,7 @@ class Claims:
         return self._is_abandoned(holder) and self._take_over(key, holder)
 
     def still_mine(self, key: str) -> bool:
-        """Whether this object owns ``key`` now; a sign of life as well. Ask before writing."""
+        """Whether this object owns ``key`` now. Ask before writing; it is a sign of life."""
         path = self._held.get(key)
         if path is None:
             return False
@@ -129,8 +131,8 @@ class Claims:
         name = f"{self._identity}~{next(self._numbers)}"
         draft = self.folder / f".{name}{_DRAFT_SUFFIX}"
         place = self.folder / flat_name(key)
-        # Noted before it is made (and forgotten after it is gone), so that close() finds everything
-        # wherever Ctrl-C strikes.
+        # The claim is noted before it is made and forgotten after it is gone, so that close() finds
+        # everything wherever Ctrl-C strikes.
         self._hold(key, place / name)
         try:
             _make_folder(draft)

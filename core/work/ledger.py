@@ -5,10 +5,10 @@
     <folder>/.ledger/<fingerprint of the settings>/settings.json
     <folder>/.ledger/<fingerprint of the settings>/<host>-<pid>-<chance>.jsonl
 
-Every process appends to a file of its own, an object a line: a finished item with size and CRC-32
-of its result files, or a failure with its reason. Several machines may write at a time, a half
-written last line does not count, and a result that was damaged, cut or overwritten since does not
-match its line.
+Every process appends to a file of its own, a JSON object a line: a finished item with size and
+CRC-32 of its result files, or a failure with its reason. So several machines may write at a time. A
+last line that is half written does not count. A result that was damaged, cut or overwritten since
+it was recorded does not match its line.
 """
 
 from __future__ import annotations
@@ -91,11 +91,13 @@ class Ledger:
         return now
 
     def records(self, key: str) -> set[Record]:
-        """What is known of an item; more than one where it was made more than once."""
+        """The records of an item: none, one, or several where it was made more than once."""
         return self._records.get(key, set())
 
     def failure(self, key: str, since: float) -> str | None:
-        """Why an item failed at or after a time of the file system; None where it did not."""
+        """Why an item failed at or after ``since``, a time by the file system's clock; None where
+        it did not.
+        """
         time, reason = self._failures.get(key, (0.0, ""))
         return reason if reason and time >= since else None
 

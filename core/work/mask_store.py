@@ -1,9 +1,9 @@
-"""Masks of images on disk: one small file per image, shared by every run with the same weights and
-settings, and by several processes and machines at a time.
+"""Masks of images on disk, one small file for each image. All runs with the same weights and
+settings share them, and several processes and machines may use them at a time.
 
-A file is gzipped text, a JSON object a line. The first names the key, the image that was seen
-(CRC-32 of its pixels, height and width) and the number of masks; then follows one record each. The
-same masks are the same bytes.
+A file is gzipped text, a JSON object a line. The first line names the key, the image that was seen
+(CRC-32 of its pixels, height and width) and the number of masks. A line for each mask follows, its
+record. The same masks give the same bytes.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from core.files import (
 from core.work.claims import CLAIMS_FOLDER
 from core.work.ledger import SETTINGS_FILE
 
-# Takes part in the fingerprint: files of another format are never read.
+# It is a part of the fingerprint, so that files of another format are never read.
 _FORMAT = 2
 _SUFFIX = ".json.gz"
 _HEADER_BYTES = 1 << 16
-# Masks of plain noise need 12 bytes per pixel; no file may unpack to more than these.
+# Masks of plain noise need 12 bytes per pixel. A file that would unpack to more than these is
+# refused.
 _BYTES_PER_PIXEL = 32
 _MIN_BYTES, _MAX_BYTES = 1 << 20, 1 << 28
 _MAX_PIXELS = 1 << 32
@@ -59,7 +60,7 @@ class ImageIdentity(NamedTuple):
 
 
 class MaskStore:
-    """Records (see ``sam.masks``) by image key.
+    """Records of masks (see ``core.data.rle``) by image key.
 
     Files lie at ``<folder>/<digest of the fingerprint>/<2 digits of the key's CRC>/<key>.json.gz``
     (a slash in the key is written %2F), so that masks of other weights or settings live beside

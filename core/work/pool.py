@@ -1,4 +1,6 @@
-"""Work on many small things in several processes, results in order, memory bounded."""
+"""A map over many small items in several processes: results come in order, and only a few items are
+in the making at a time, so memory is bounded.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,14 @@ Result = TypeVar("Result")
 
 _CHUNK = 16  # items sent to a process at a time: hides the cost of sending
 _AHEAD = 3  # chunks in the making for each process
-# Below so many items a process, starting it (half a second) costs more than it saves.
+# With fewer items than this, a process costs more time (half a second to start) than it saves.
 _WORTHWHILE = 100
 
 
 def default_workers(items: int) -> int:
-    """Processes worth starting for so many items of a few milliseconds each; at least 1."""
+    """How many processes are worth starting for ``items`` items of a few milliseconds each; at
+    least 1.
+    """
     return max(1, min(usable_cores(), items // _WORTHWHILE))
 
 
@@ -46,7 +50,7 @@ def ordered_map(
     Args:
         work: picklable (a function of a module, or a ``functools.partial`` of one), and independent
             of Jittor, which must not run in a copied process.
-        workers: processes; 1 works in this one.
+        workers: number of processes; with 1, this process does the work itself.
 
     Raises:
         UserError: fewer than 1 worker, or one was killed.
@@ -85,7 +89,9 @@ def _work_on(work: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:
 
 
 def _begin_worker() -> None:
-    """Settings of a worker; it ends with its parent, for whose work it would else wait for ever."""
+    """Settings of a worker process. It ends when its parent ends; otherwise it would wait for work
+    for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent tells the rest
     cv2.setNumThreads(1)  # the processes share the cores already
     parent = multiprocessing.parent_process()

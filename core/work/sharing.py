@@ -1,8 +1,9 @@
 """How several processes go through one list of items without waiting for each other.
 
-Every MPI rank or task of a SLURM array starts at its own part, then helps with what is left of the
-others'; processes that were started by hand do the same. Claims (``core.work.claims``) keep two
-from making one item; what a dead process held is taken over.
+Every MPI rank and every task of a SLURM array makes its own part of the list, then helps with what
+is left of the others' parts. Processes that were started by hand all have the whole list as their
+part. Claims (``core.work.claims``) keep two processes from making one item; what a dead process was
+at is taken over.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ def work_together(
 
     Args:
         keys: all items, the same in every process.
-        unfinished: the keys that nobody has finished yet, in order; asked twice at most.
-        settle: makes one item unless it is finished; False where another process is at it.
+        unfinished: returns the keys that nobody has finished yet, in order; it is called twice at
+            most.
+        settle: makes one item unless it is finished; returns False where another process is at it.
         stage: name in the log and the progress bar.
         wait_s: seconds between two looks at what others hold.
     """

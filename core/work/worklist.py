@@ -1,8 +1,8 @@
-"""Resumable work on a folder of images, in as many processes as there are: a result file an image.
+"""Resumable work on a folder of images: one result file for each, by any number of processes.
 
 A result counts as finished when the ledger (``core.work.ledger``) records it under the present
-settings and its file is still the recorded one. Whatever else lies in the folder is made again, so
-that a stopped run continues and a changed setting never mixes with older results.
+settings and its file is still the recorded one. Any other result is made again. So a stopped run
+continues, and results of a changed setting never mix with older ones.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Worklist:
     """The results of one stage in one folder.
 
     Args:
-        folder: where results go: ``<folder>/<key><suffix>``; made when missing.
+        folder: where results go, as ``<folder>/<key><suffix>``; it is made when missing.
         settings: everything that changes a result (JSON values; nested dicts are fine).
-        suffix: of the result files, ".png" for label maps.
-        also: folders of further results of each image.
-        keep_stale: results that were made under other settings count as finished.
+        suffix: end of the names of result files, such as ".png" for label maps.
+        also: further folders, each of which gets a result file of every image too.
+        keep_stale: count results that were made under other settings as finished.
 
     Example: the size of each image as a text file. The second run finds everything finished, a
     changed setting makes all of it again::
@@ -117,7 +117,9 @@ class Worklist:
         return self._ledger.fingerprint
 
     def claims(self, timeout_s: float = TIMEOUT_S) -> Claims:
-        """For this folder: of items while they are made, and of what is made of all of them."""
+        """The claims of this folder: on items while they are made, and on what is made of all of
+        them, such as an archive.
+        """
         return Claims(self.folder / LEDGER_FOLDER / CLAIMS_FOLDER, timeout_s)
 
     def path_of(self, item: ImageItem) -> Path:
@@ -125,7 +127,7 @@ class Worklist:
         return self._paths(item)[0]
 
     def finished(self, items: Sequence[ImageItem]) -> dict[str, Record]:
-        """What lies on disk of each finished item, by key and in order; reads every result file."""
+        """Key -> what lies on disk, of each finished item, in order. Reads every result file."""
         found = ((item.key, self._finished(item)) for item in items)
         return {key: record for key, record in found if record is not None}
 
@@ -141,15 +143,16 @@ class Worklist:
         stage: str,
         timeout_s: float = TIMEOUT_S,
     ) -> WorkResult:
-        """Return when each item is finished, here or in another process, or has failed.
+        """Make all items that are not finished; return when each is finished, here or in another
+        process, or has failed.
 
-        A :class:`UserError` of one item (a broken image) is reported with its name and the run goes
-        on; a :class:`StopWork` ends it, and any other exception is a bug and does so too. What was
-        finished until then is kept.
+        When ``work`` raises a :class:`UserError` (a broken image), the item is reported as failed
+        and the run goes on. A :class:`StopWork` ends the run, and so does any other exception,
+        which is a bug. What was finished until then is kept.
 
         Args:
             items: all items of the stage, the same in all processes.
-            work: gives the content of the item's result files (bytes, where it is one).
+            work: makes the content of an item's result files; bytes, where it is only one.
             stage: name in the log and the progress bar.
             timeout_s: see :class:`core.work.claims.Claims`.
 
@@ -236,7 +239,9 @@ class Worklist:
             ) from error
 
     def _survey(self, items: Sequence[ImageItem], stage: str) -> tuple[list[ImageItem], WorkResult]:
-        """What is to be made, and what is there; says what was found under other settings."""
+        """The items to make, and a result that states the others. The log says how many results
+        were made under other settings.
+        """
         todo, result = [], WorkResult()
         other: Counter[str] = Counter()
         stale = unknown = 0
