@@ -34,13 +34,9 @@ from tests.helpers.document_commands import (
     parsed,
     stages_of,
 )
-<<<<<<< HEAD
+from tests.helpers.report_runs import make_run
 from tools.command_line import TOOLS, config_from
 from uss.pipeline import PIPELINE
-=======
-from tests.helpers.report_runs import make_run
-from uss.__main__ import STAGES, TOOLS, config_from
->>>>>>> e
 from uss.presets import PRESET_NAMES, preset
 
 __all__ = ["parsed"]

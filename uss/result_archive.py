@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +14,7 @@ from core import log
 from core.data.imagenet_s import ImageItem
 from core.data.images import MAX_PIXELS
 from core.errors import UserError
-from core.files import json_or_empty, sha256_of, write_json
+from core.files import json_or_empty, sha256_of, sha256_of_json, write_json
 from core.pipeline.folders import VALIDATION, ResultFolder
 from core.scoring.matching import match_text
 from core.work.worklist import Worklist
@@ -180,7 +178,7 @@ class Archive:
             "unmatched": job.unmatched,
             "method": asdict(job.method),
         }
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(decisive)
 
     def _is_current(self, inputs: str) -> bool:
         """Whether the archive on disk is the one that this run would make."""

@@ -9,7 +9,6 @@ record. The same masks give the same bytes.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from core.files import (
     flat_name,
     json_or_empty,
     read_json,
+    sha256_of_json,
     write_json,
 )
 from core.work.claims import CLAIMS_FOLDER
@@ -190,7 +190,7 @@ class MaskStore:
 
 
 def _digest(fingerprint: Any) -> str:
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_of_json(fingerprint)[:16]
 
 
 def _bucket(key: str) -> str:
