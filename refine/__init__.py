@@ -1,5 +1,5 @@
-"""Better label maps from masks: any pipeline's segmenter, refined image by image. Knows no pipeline:
-what loads the network is named to it.
+"""Better label maps from masks, for the segmenter of any pipeline. Knows no pipeline: what loads
+the network is named to it.
 
 settings      all settings that this package reads, and their rules
 mask_sources  masks of images, by SAM or superpixels, made once and then read from a store

@@ -6,14 +6,14 @@ import argparse
 import contextlib
 import importlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from core import config as core_config
 from core import distributed, log
-from core.errors import UserError
+from core.errors import UserError, main_guard
 from core.pipeline.folders import RUNS, RunFolder
 from core.pipeline.stage import Flag, Kind, Pipeline, Stage
 from core.pipeline.times import record_time
@@ -35,6 +35,13 @@ TOOLS = {
     "summary": ("tools.summary", "scores, times and a picture sheet of a finished run"),
 }
 _SETTING = "STAGE.FIELD=VALUE"
+
+
+def command_of(pipeline: Pipeline) -> Callable[[list[str]], int]:
+    """The command line of a pipeline: a function of the arguments that returns the exit code, and
+    prints what a user can mend as one line.
+    """
+    return main_guard(lambda arguments: main(arguments, pipeline))
 
 
 def main(arguments: list[str], pipeline: Pipeline) -> int:

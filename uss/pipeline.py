@@ -323,7 +323,7 @@ PIPELINE = Pipeline(
     recipe=_recipe,
     published_counts=presets.published_counts,
     commands_after_split=commands_after_split,
-    demo_data=presets.demo_data,
+    demo_data="uss.presets:demo_data",
     without_masks=presets.GIVE_THRESHOLD,
     without_test="SPLIT=train bash train_4.sh",
 )

@@ -39,5 +39,5 @@ PIPELINE = Pipeline(
     trunks=ARCHS,
     predicts_clusters=False,
     recipe=lambda name: [(CLASSIFIER, presets.preset(name))],
-    demo_data=presets.demo_data,
+    demo_data="core.synthetic.voc:make_dataset",
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from core.errors import UserError
 from wsss.config import ARCHS, Config
@@ -46,10 +45,3 @@ def preset(name: str, arch: str | None = None) -> Config:
     if arch not in (None, *ARCHS):
         raise UserError(f"unknown architecture {arch!r}: expected one of {', '.join(ARCHS)}")
     return make(arch or usual)
-
-
-def demo_data(root: Path, seed: int) -> Path:
-    """Make a small data set in VOC form; returns its folder."""
-    from core.synthetic.voc import make_dataset
-
-    return make_dataset(root, seed=seed)

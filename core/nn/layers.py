@@ -209,6 +209,18 @@ def grid_sample_bilinear(x: Var, grid: Var | np.ndarray) -> Var:
     return sampled.reshape(n, c, rows, cols)
 
 
+def binary_cross_entropy(logits: Var, wanted: Var) -> Var:
+    """Mean over all of -wanted * log(p) - (1 - wanted) * log(1 - p), p = sigmoid(logits): (1,).
+
+    Args:
+        logits: float32 of any shape.
+        wanted: the same shape, 0..1.
+    """
+    # log(1 + exp(x)) - x * wanted, without overflow.
+    soft = jt.maximum(logits, 0.0) + jt.log(1.0 + jt.exp(-jt.abs(logits)))
+    return (soft - logits * wanted).mean()
+
+
 def cross_entropy(logits: Var, target: Var | np.ndarray) -> Var:
     """Mean over all pixels of -log softmax(logits)[target].
 

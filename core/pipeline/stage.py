@@ -186,8 +186,8 @@ class Pipeline:
     commands_after_split: Callable[..., list[str]] | None = None
     """(preset, data, run, clusters, training images, whether there is a test split) -> the lines of
     a shell that train on a data set that ``data split`` has made; None: it makes none."""
-    demo_data: Callable[[Path, int], Path] = lambda root, seed: root
-    """(folder, seed) -> folder of the generated data set of ``data demo``."""
+    demo_data: str = ""
+    """``module:function`` of (folder, seed=) that generates the data set of ``data demo``."""
     without_masks: str = ""
     """Command that a user gives where the validation split has no masks."""
     without_test: str = ""

@@ -26,7 +26,7 @@ from core.data.label_maps import IGNORE, require_class_count
 from core.errors import UserError
 from core.files import write_json
 from core.pipeline.folders import RUNS
-from core.pipeline.stage import Pipeline
+from core.pipeline.stage import Pipeline, hook
 from core.text import named
 from tools.data import check
 
@@ -66,7 +66,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
         return _check(options)
     if options.command == "split":
         return _split(options, pipeline)
-    root = pipeline.demo_data(options.data, options.seed)
+    root = hook(pipeline.demo_data)(options.data, seed=options.seed)
     log.info("data demo", f"data set at {root}")
     return 0
 
