@@ -22,6 +22,7 @@ from core.errors import UserError, main_guard
 from core.pipeline.folders import CHECKPOINT, RUNS, WEIGHTS
 from core.pipeline.presets import preset_or_trained
 from core.pipeline.times import record_time
+from tools import flags
 from tools.submission.archive import add_method_arguments, method_from
 from uss.config import Config
 from uss.paths import DEFAULT_DATA, PUBLISHED_SEGMENTER, RunFolder
@@ -38,9 +39,9 @@ def main(arguments: list[str]) -> int:
     run = RunFolder(_run_folder(options).absolute())
     pretrained = _segmenter(options, run)
     job = RefinedRun(
-        data_path=options.data_path.absolute(),
-        mode=options.mode,
-        dump_path=options.dump_path.absolute(),
+        data_path=options.data.absolute(),
+        mode=options.split,
+        dump_path=options.result.absolute(),
         run=run,
         pretrained=pretrained,
         pretrained_sam=options.pretrained_sam,
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
     )
     started = time.monotonic()
     run_refined(_config(options, pretrained), job)
-    record_time(run, f"{REFINE.command} {options.mode}", time.monotonic() - started)
+    record_time(run, f"{REFINE.command} {options.split}", time.monotonic() - started)
     print(f"{job.archive} is complete")
     return 0
 
@@ -68,19 +69,23 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--mode", default="testB", help="folder below --data_path (testB)")
-    add("--data_path", type=Path, default=DEFAULT_DATA, help="data set folder")
-    add("--dump_path", type=Path, default=Path("./result"), help="where results go (./result)")
+    # The reference's names come first here; those of the other commands are taken too.
+    mode, data = flags.SPLIT[::-1], flags.DATA[::-1]
+    add(*mode, dest="split", default="testB", help="folder below --data_path (testB)")
+    add(*data, dest="data", type=Path, default=DEFAULT_DATA, help="data set folder")
+    result = "where results go (./result)"
+    add(*flags.RESULT[::-1], dest="result", type=Path, default=Path("./result"), help=result)
     add("--pretrained", type=Path, help="segmenter (weights/checkpoint.pth.tar, or the run's own)")
     add("--pretrained_sam", type=Path, help="SAM weights (those in weights/ or fetched)")
-    add("--match_file", type=Path, help="match.json to use (the one found on validation)")
+    match = "match.json to use (the one found on validation)"
+    add(*flags.MATCH_FILE[::-1], dest="match_file", type=Path, help=match)
     add("-a", "--arch", help="trunk that the checkpoint must have (any)")
-    add("-c", "--num-classes", type=int, help="class count that it must have (any)")
+    flags.add_num_classes(parser, "class count that it must have (any)")
     add("--max_res", type=int, help="cap logits to max_res^2 pixels; 0 = never (1000)")
-    add("--run", type=Path, help="run folder of train_1..4.sh (runs/PRESET, or the only one)")
+    flags.add_place(parser, flags.RUN, "run folder of train_1..4.sh (runs/PRESET, or the only one)")
     add("--preset", choices=sorted(PRESETS), help="settings (those the segmenter was trained with)")
     add("--masks", choices=("sam", "superpixels"), help="source of masks (sam)")
-    add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one setting")
+    flags.add_set(parser)
     missing = "fill what cannot be made with the network's prediction or background"
     add("--allow-missing", action="store_true", help=missing)
     stale = "keep results that were made under other settings, instead of making them again"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 from types import ModuleType
 from typing import Callable
 
 import numpy as np
 import pytest
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, which their children
+# would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = Path(os.environ.get("USS_GOLDENS", ROOT.parent / "shared" / "goldens"))

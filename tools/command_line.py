@@ -8,7 +8,6 @@ import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from core import config as core_config
@@ -18,6 +17,7 @@ from core.pipeline.folders import RUNS, RunFolder
 from core.pipeline.stage import Flag, Kind, Pipeline, Stage
 from core.pipeline.times import record_time
 from core.training.options import add_train_arguments, train_options
+from tools import flags
 
 # Command -> (module whose `main(arguments, pipeline) -> exit code` parses its own arguments, help).
 TOOLS = {
@@ -34,7 +34,6 @@ TOOLS = {
     "report": ("tools.report.command", "one page about a run, to be opened in any browser"),
     "summary": ("tools.summary", "scores, times and a picture sheet of a finished run"),
 }
-_SETTING = "STAGE.FIELD=VALUE"
 
 
 def command_of(pipeline: Pipeline) -> Callable[[list[str]], int]:
@@ -76,8 +75,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, pipeline: Pipeline) ->
     add("--preset", default=pipeline.presets[0], choices=sorted(pipeline.presets))
     if pipeline.trunks:
         add("--arch", choices=pipeline.trunks, help="trunk (default: the preset's)")
-    help_text = f"override one hyper-parameter of {pipeline.name}/config.py; may be repeated"
-    add("--set", action="append", default=[], metavar=_SETTING, help=help_text)
+    flags.add_set(parser)
 
 
 def config_from(options: argparse.Namespace, pipeline: Pipeline) -> Any:
@@ -98,11 +96,14 @@ def config_from(options: argparse.Namespace, pipeline: Pipeline) -> Any:
 def stage_parser(pipeline: Pipeline, stage: Stage) -> argparse.ArgumentParser:
     """The arguments of a stage's command."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {pipeline.name} {stage.command}", description=_described(stage)
+        prog=f"python -m {pipeline.name} {stage.command}",
+        description=_described(stage),
+        epilog=_settings_of(pipeline, stage),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser, pipeline)
-    parser.add_argument("--data", type=Path, default=pipeline.default_data)
-    parser.add_argument("--run", type=Path, help="run folder (default runs/PRESET)")
+    flags.add_place(parser, flags.DATA, "data set folder", default=pipeline.default_data)
+    flags.add_place(parser, flags.RUN, "run folder (default runs/PRESET)")
     parser.add_argument("--workers", type=int, help="processes that read images; 0: none beside")
     add_train_arguments(parser)
     for flag in (*pipeline.flags, *stage.flags):
@@ -130,6 +131,7 @@ def run_stage(pipeline: Pipeline, stage: Stage, arguments: list[str]) -> int:
         )
     if options.workers is not None:
         config = replace(config, workers=options.workers)
+    core_config.check(config)
     if stage.kind is Kind.TRAINING:
         given["options"] = train_options(options)
     started = time.monotonic()
@@ -158,6 +160,15 @@ def _stated(run: RunFolder, pipeline: Pipeline) -> Iterator[None]:
 def _arguments(options: argparse.Namespace, flags: tuple[Flag, ...]) -> dict[str, Any]:
     """What the flags give to the stage's ``run``, by name."""
     return {flag.argument: getattr(options, flag.argument) for flag in flags if flag.argument}
+
+
+def _settings_of(pipeline: Pipeline, stage: Stage) -> str:
+    """The settings of a stage with the values of the default preset and their rules."""
+    preset = pipeline.presets[0]
+    section = getattr(pipeline.preset(preset, None), stage.section)
+    lines = core_config.describe(section, stage.section)
+    title = f"settings of this stage (--set NAME=VALUE), with the values of preset {preset}:"
+    return "\n".join([title, *(f"  {line}" for line in lines)])
 
 
 def _described(stage: Stage) -> str:

@@ -14,6 +14,7 @@ from core.pipeline.folders import VALIDATION, ResultFolder, RunFolder
 from core.pipeline.stage import Pipeline
 from core.pipeline.times import stage_seconds
 from core.scoring.matching import apply_match, read_match
+from tools import flags
 from tools.evaluate.table import AFTER, BEFORE
 from tools.submission.results import MATCH, evaluation_path
 
@@ -24,9 +25,9 @@ _SHEET = "sheet.png"
 def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Print scores and times of ``--run`` and ``--result``, and write the picture sheet."""
     parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} summary", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--result", type=Path, required=True, help="dump_path of test.py")
+    flags.add_place(parser, flags.DATA, "data set folder", required=True)
+    flags.add_place(parser, flags.RUN, "run folder", required=True)
+    flags.add_place(parser, flags.RESULT, "where test.py wrote", required=True)
     options = parser.parse_args(arguments)
     seconds = stage_seconds(RunFolder(options.run).times)
     print("\nstage                       seconds")

@@ -31,6 +31,7 @@ from core.pipeline.folders import CHECKPOINT, RUNS, VALIDATION, RunFolder
 from core.pipeline.presets import preset_or_trained
 from core.pipeline.stage import Pipeline, SegmenterAccess, hook, pipeline_of
 from core.scoring.matching import read_match
+from tools import flags
 from tools.data.check import walk_images
 from tools.submission.results import kept_match
 
@@ -98,16 +99,16 @@ def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     kinds = "what to lay over them; may be repeated (prediction)"
     add("--show", action="append", choices=sorted({*_PAINTERS, *pipeline.maps}), help=kinds)
     add("--out", type=Path, default=Path("pictures"), help="folder of the pictures (pictures)")
-    add("--run", type=Path, help="run folder (runs/PRESET)")
+    flags.add_place(parser, flags.RUN, "run folder (runs/PRESET)")
     add("--preset", choices=sorted(pipeline.presets), help="settings (those of the run)")
-    add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one setting")
+    flags.add_set(parser)
     add("--pretrained", type=Path, help="segmenter, or network of the attention (the run's)")
     parser.set_defaults(arch=None)
     if pipeline.trunks:
         trunk = f"trunk of the maps ({pipeline.trunks[0]})"
         add("--arch", choices=pipeline.trunks, default=pipeline.trunks[0], help=trunk)
-    add("--match-file", type=Path, help="match.json (that of the run)")
-    add("--data", type=Path, help="data set whose class folders name the classes")
+    flags.add_place(parser, flags.MATCH_FILE, "match.json (that of the run)")
+    flags.add_place(parser, flags.DATA, "data set that names the classes")
     return parser
 
 

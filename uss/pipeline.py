@@ -8,6 +8,7 @@ from pathlib import Path
 
 from core.pipeline.folders import SPLITS, TRAIN, VALIDATION, ResultFolder
 from core.pipeline.stage import Cost, Flag, Kind, Pipeline, SegmenterAccess, Stage
+from tools import flags
 from uss import presets
 from uss.config import ARCHS, Config
 from uss.paths import DEFAULT_DATA, RunFolder, segmenter_input
@@ -28,7 +29,7 @@ _ATTENTION_THRESHOLD = Flag(
     options={"type": float, "metavar": "T"},
 )
 _MATCH_FILE = Flag(
-    ("--match-file", "--match_file"),
+    flags.MATCH_FILE,
     "match to use (default: found on validation masks)",
     argument="match_file",
     options={"type": Path},
@@ -37,7 +38,7 @@ _MATCH_FILE = Flag(
 
 def _split(default: str) -> Flag:
     return Flag(
-        ("--split", "--mode"),
+        flags.SPLIT,
         f"folder below --data (default {default})",
         argument="split",
         options={"default": default},

@@ -28,6 +28,7 @@ from core.files import write_json
 from core.pipeline.folders import RUNS
 from core.pipeline.stage import Pipeline, hook
 from core.text import named
+from tools import flags
 from tools.data import check
 
 STAGE = "data split"
@@ -59,7 +60,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
         split = commands.add_parser("split", help="make a data set of a folder of images")
         _add_split(split, pipeline)
     demo = commands.add_parser("demo", help="generate the data set of `make demo`")
-    demo.add_argument("--data", type=Path, required=True, help="folder to make")
+    flags.add_place(demo, flags.DATA, "folder to make", required=True)
     demo.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
     options = parser.parse_args(arguments)
     if options.command == "check":
@@ -77,7 +78,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
 def _add_check(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, help="a data set (it holds train/), or any folder of images")
-    add("-c", "--num-classes", type=int, help="largest id of a mask (that of class folders)")
+    flags.add_num_classes(parser, "largest id of a mask (that of class folders)")
     add("--workers", type=int, help="processes (those that pay)")
     add("--json", action="store_true", help="print everything as JSON")
 
@@ -99,8 +100,8 @@ def _check(options: argparse.Namespace) -> int:
 def _add_split(parser: argparse.ArgumentParser, pipeline: Pipeline) -> None:
     add = parser.add_argument
     add("images", type=Path, help="folder of images, flat or nested; it is only read")
-    add("--data", type=Path, required=True, help="folder to make, which must not exist")
-    add("-c", "--num-classes", type=int, required=True, metavar="C", help="number of clusters")
+    flags.add_place(parser, flags.DATA, "folder to make, which must not exist", required=True)
+    flags.add_num_classes(parser, "number of clusters", required=True, metavar="C")
     test = "share of the images for a test split (0: none, the images of train are labelled)"
     add("--test", type=share, default=0.0, metavar="SHARE", help=test)
     add("--seed", type=int, default=0, help="of the choice of test images")
@@ -108,7 +109,7 @@ def _add_split(parser: argparse.ArgumentParser, pipeline: Pipeline) -> None:
     add(
         "--preset", default="small", choices=sorted(pipeline.presets), help="settings (%(default)s)"
     )
-    add("--run", type=Path, help="run folder (runs/NAME, NAME of --data)")
+    flags.add_place(parser, flags.RUN, "run folder (runs/NAME, NAME of --data)")
 
 
 def share(text: str) -> float:

@@ -21,6 +21,7 @@ from core import log, runtime
 from core.memory import machine_bytes
 from core.pipeline.folders import RUNS, TRAIN, VALIDATION
 from core.pipeline.stage import Pipeline
+from tools import flags
 from tools.doctor import checks, estimate, gpu
 from tools.doctor import data as doctor_data
 from tools.doctor.checks import FAIL, WARN, Check
@@ -77,10 +78,11 @@ def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
         choices=sorted(pipeline.presets),
         help="what is to run (%(default)s)",
     )
-    add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one setting")
-    add("--data", type=Path, default=_place("DATA"), help="data set to check")
-    add("--run", type=Path, default=_place("RUN"), help="run folder (runs/PRESET)")
-    add("--result", type=Path, default=Path("result"), help="--dump_path of test.py (result)")
+    flags.add_set(parser)
+    flags.add_place(parser, flags.DATA, "data set to check", default=_place("DATA"))
+    flags.add_place(parser, flags.RUN, "run folder (runs/PRESET)", default=_place("RUN"))
+    result = "where test.py writes (result)"
+    flags.add_place(parser, flags.RESULT, result, default=Path("result"))
     add("--json", action="store_true", help="print everything as JSON")
     add("--estimate", action="store_true", help="measure, and estimate time and memory")
     seconds = "to spend on measuring, compilation not counted (%(default)s)"

@@ -17,6 +17,7 @@ from core.files import write_json
 from core.pipeline.stage import Pipeline
 from core.scoring.matching import read_match, write_match
 from core.scoring.threshold_curve import hundredths
+from tools import flags
 from tools.evaluate.folder import evaluate, threshold_curve
 from tools.evaluate.table import (
     best_point,
@@ -32,14 +33,12 @@ def build_parser(pipeline: Pipeline) -> argparse.ArgumentParser:
         prog=f"python -m {pipeline.name} evaluate",
         description="Score predictions against a split's masks.",
     )
-    parser.add_argument("--data", type=Path, required=True, help="data set folder")
+    flags.add_place(parser, flags.DATA, "data set folder", required=True)
     parser.add_argument("--predictions", type=Path, required=True, help="folder of <key>.png")
     split = "split with masks (validation, or val, or val2014)"
-    parser.add_argument("--split", "--mode", help=split)
-    parser.add_argument("-c", "--num-classes", type=int, help="classes (default: the data set's)")
-    parser.add_argument(
-        "--match-file", "--match_file", type=Path, help="match to use (default: find the best)"
-    )
+    flags.add_place(parser, flags.SPLIT, split)
+    flags.add_num_classes(parser, "classes (default: the data set's)")
+    flags.add_place(parser, flags.MATCH_FILE, "match to use (default: find the best)")
     ids = "what the label maps hold: class ids as they are, or clusters to be matched (%(default)s)"
     usual = "clusters" if pipeline.predicts_clusters else "classes"
     parser.add_argument("--ids", choices=("classes", "clusters"), default=usual, help=ids)

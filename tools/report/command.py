@@ -9,6 +9,7 @@ from core import log
 from core.errors import UserError
 from core.files import atomic_write
 from core.pipeline.stage import Pipeline
+from tools import flags
 from tools.report.run_files import STAGE, Request
 
 _IMAGES = 200
@@ -24,7 +25,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
     options = _parser(pipeline).parse_args(arguments)
     if options.images < 0:
         raise UserError(f"--images {options.images}: give 0 or more")
-    request = Request(options.run, options.data, options.result, options.mode, options.num_classes)
+    request = Request(options.run, options.data, options.result, options.split, options.num_classes)
     content = collect(request, pipeline, options.images, options.maps, options.workers)
     path = options.output or options.run / _PAGE
     page = render(content)
@@ -45,16 +46,17 @@ def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", type=Path, help="run folder of train_1..4.sh and test.py")
     data = f"data set folder (what the run notes, or {pipeline.default_data})"
-    add("--data", type=Path, help=data)
-    result = "dump_path of test.py (RUN/result or ./result, where it is of this run)"
-    add("--result", type=Path, help=result)
-    add("--mode", help="split whose label maps are shown (validation where there is one)")
+    flags.add_place(parser, flags.DATA, data)
+    result = "where test.py wrote (RUN/result or ./result, where it is of this run)"
+    flags.add_place(parser, flags.RESULT, result)
+    split = "split whose label maps are shown (validation where there is one)"
+    flags.add_place(parser, flags.SPLIT, split)
     add("--images", type=int, default=_IMAGES, metavar="N", help=f"of the gallery ({_IMAGES})")
     for name in pipeline.maps:
         maps = f"also draw {name} maps (needs their network)"
         add(f"--{name}", dest="maps", action="store_const", const=name, help=maps)
     parser.set_defaults(maps=None)
-    add("-c", "--num-classes", type=int, help="classes (default: those of the match)")
+    flags.add_num_classes(parser, "classes (default: those of the match)")
     add("--output", type=Path, metavar="FILE", help=f"the page (RUN/{_PAGE})")
     add("--workers", type=int, help="processes that read label maps (default: what pays)")
     return parser

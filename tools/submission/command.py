@@ -10,6 +10,7 @@ from core.data.layout import class_count, open_layout
 from core.pipeline.stage import Pipeline
 from core.scoring.matching import read_match
 from core.text import named
+from tools import flags
 from tools.submission.archive import (
     EXIT_PROBLEMS,
     SHOWN_PROBLEMS,
@@ -36,17 +37,15 @@ def build_parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="make an archive of finished predictions")
     build.add_argument("predictions", type=Path, help="folder of <key>.png")
     build.add_argument("archive", type=Path)
-    build.add_argument("--match-file", type=Path, required=True, help="cluster to class")
+    flags.add_place(build, flags.MATCH_FILE, "cluster to class", required=True)
     missing = "fill missing predictions with background, and say so in method.txt"
     build.add_argument("--allow-missing", action="store_true", help=missing)
     add_method_arguments(build)
     build.add_argument("--network", default=Method.network, help="networks")
     for command in (check, build):
-        command.add_argument("--data_path", type=Path, required=True, help="data set folder")
-        command.add_argument("--mode", required=True, help="split that the archive covers")
-        command.add_argument(
-            "-c", "--num-classes", type=int, help="classes (default: class folders)"
-        )
+        flags.add_place(command, flags.DATA, "data set folder", required=True)
+        flags.add_place(command, flags.SPLIT, "split that the archive covers", required=True)
+        flags.add_num_classes(command, "classes (default: class folders)")
         ids = command.add_mutually_exclusive_group()
         ids.add_argument(
             "--unmatched", action="store_true", help="ids inside are cluster ids (build: default)"
@@ -60,14 +59,14 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
     problems.
     """
     args = build_parser(pipeline).parse_args(arguments)
-    num_classes = class_count(args.data_path, args.mode, args.num_classes)
+    num_classes = class_count(args.data, args.split, args.num_classes)
     if args.command == "build":
         return _build(args, num_classes)
     return _check(args, num_classes)
 
 
 def _build(args: argparse.Namespace, num_classes: int) -> int:
-    items = open_layout(args.data_path).images(args.mode)
+    items = open_layout(args.data).images(args.split)
     method = method_from(args, args.network)
     substitutes = {}
     if args.allow_missing:
@@ -84,7 +83,7 @@ def _build(args: argparse.Namespace, num_classes: int) -> int:
 
 def _check(args: argparse.Namespace, num_classes: int) -> int:
     expected = "matched" if args.matched else "unmatched" if args.unmatched else None
-    report = inspect_zip(args.archive, args.data_path, args.mode, num_classes, expected)
+    report = inspect_zip(args.archive, args.data, args.split, num_classes, expected)
     if report.match is not None and not report.problems:
         print(f"{args.archive}: {report.summary()}")
         print(f"no problems; {describe_ids(report.match)}")

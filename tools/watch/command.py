@@ -16,6 +16,7 @@ from pathlib import Path
 from core.errors import UserError
 from core.pipeline.stage import Pipeline
 from core.text import duration
+from tools import flags
 from tools.watch.serve import serve
 from tools.watch.state import FINISHED, RUNNING, STOPPED, RunState, StageState
 
@@ -52,8 +53,9 @@ def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} watch", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, help="run folder of train_1..4.sh and test.py")
-    add("--data", type=Path, help="data set, for totals (where the run's records name it)")
-    add("--result", type=Path, help="--dump_path of test.py (RUN/result)")
+    data = "data set, for totals (where the run's records name it)"
+    flags.add_place(parser, flags.DATA, data)
+    flags.add_place(parser, flags.RESULT, "where test.py writes (RUN/result)")
     add("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (2)")
     add("--once", action="store_true", help="show the state and end")
     add("--json", action="store_true", help="print the state as JSON and end")
