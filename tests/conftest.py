@@ -18,6 +18,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = Path(os.environ.get("USS_GOLDENS", ROOT.parent / "shared" / "goldens"))
+DATA = ROOT.parent / "shared" / "data"
+VOC_MINI = Path(os.environ.get("USS_VOC_MINI", DATA / "voc_mini"))
+COCO_MINI = Path(os.environ.get("USS_COCO_MINI", DATA / "coco_mini"))
 CALTECH4 = Path(os.environ.get("USS_CALTECH4", ROOT.parent / "shared" / "data" / "caltech4"))
 
 
@@ -58,6 +61,22 @@ def caltech4() -> Path:
     if not CALTECH4.is_dir():
         pytest.skip(f"{CALTECH4} is not there; set USS_CALTECH4 to an ImageNet-S-shaped folder")
     return CALTECH4
+
+
+@pytest.fixture(scope="session")
+def voc_mini() -> Path:
+    """Folder of real photographs in VOC form; skips where it is not at hand."""
+    if not VOC_MINI.is_dir():
+        pytest.skip(f"{VOC_MINI} is not there; set USS_VOC_MINI to a VOC-shaped folder")
+    return VOC_MINI
+
+
+@pytest.fixture(scope="session")
+def coco_mini() -> Path:
+    """Folder of real photographs in COCO 2014's form; skips where it is not at hand."""
+    if not COCO_MINI.is_dir():
+        pytest.skip(f"{COCO_MINI} is not there; set USS_COCO_MINI to a COCO-shaped folder")
+    return COCO_MINI
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ def voc_palette() -> list[int]:
 
 def palette_png(ids: np.ndarray) -> bytes:
     """A palette PNG in VOC's colours whose pixels are ``ids`` (H, W) uint8."""
-    image = Image.fromarray(ids, "L")
+    image = Image.fromarray(ids)
     image.putpalette(voc_palette())
     buffer = io.BytesIO()
     # Stored without compression: Pillow's zlib does not give the same bytes on every machine.

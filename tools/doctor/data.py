@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core.data.imagenet_s import masks_folder, stem_of
+from core.data.coco import is_coco
+from core.data.imagenet_s import ImageNetS, masks_folder, stem_of
+from core.data.layout import Layout, open_layout
+from core.data.voc import is_voc
 from core.errors import UserError
 from core.pipeline.stage import Pipeline
 from tools.data.check import layout
@@ -22,6 +25,11 @@ def data(root: Path, config: Any, pipeline: Pipeline) -> list[Check]:
             f"export DATA=/path/to/your/data ({_split_command(pipeline)} makes one of any images)"
         )
         return [Check("data", FAIL, f"{root} does not exist", mend)]
+    listed = _in_lists(root, pipeline)
+    if isinstance(listed, Check):
+        return [listed]
+    if listed is not None:
+        return [_listed_split(root, listed, name, pipeline) for name in listed.splits()]
     expected = pipeline.published_counts(config) or {}
     names = ("train", "validation", *test_splits(root))
     return [_split(root, name, config, pipeline, expected.get(name)) for name in names]
@@ -35,9 +43,44 @@ def test_splits(root: Path) -> list[str]:
 def images(root: Path, split: str) -> int:
     """Images of a split; 0 without any."""
     try:
-        return len(layout(root / split)[0])
+        listed = _in_lists(root)
+        if isinstance(listed, Check):
+            return 0
+        return len(layout(root / split)[0] if listed is None else listed.images(split))
     except UserError:
         return 0
+
+
+def _in_lists(root: Path, pipeline: Pipeline) -> Layout | Check | None:
+    """The data set where lists name its images, as in VOC and COCO; None where it is in folders,
+    a check that failed where it is in disorder.
+    """
+    try:
+        found = open_layout(root)
+    except UserError as error:
+        if not is_voc(root) and not is_coco(root):
+            return None
+        return Check("data", FAIL, reason(error), f"python -m {pipeline.name} data check {root}")
+    return None if isinstance(found, ImageNetS) else found
+
+
+def _listed_split(root: Path, listed: Layout, name: str, pipeline: Pipeline) -> Check:
+    """A check of a list: its images are there, and so are the masks of a split to be scored."""
+    title, check = f"data {name}", f"python -m {pipeline.name} data check {root}"
+    try:
+        items = listed.images(name)
+        classes = len(listed.class_names(name))
+        bare = [item for item in items if not listed.truth_path(name, item.key).is_file()]
+    except UserError as error:
+        return Check(title, FAIL, reason(error), check)
+    text = f"{len(items)} images, {classes} classes"
+    if not bare:
+        return Check(title, OK, f"{text}, each with a mask")
+    if len(bare) == len(items):
+        return Check(title, OK, f"{text}, no masks")
+    text = f"{text}, {len(bare)} of the images without mask ({bare[0].key})"
+    # Nothing need be scored on a training list.
+    return Check(title, OK if name.startswith("train") else FAIL, text, check)
 
 
 def _split(root: Path, name: str, config: Any, pipeline: Pipeline, wanted: int | None) -> Check:
