@@ -7,9 +7,10 @@ from typing import Any
 
 from core.data.coco import is_coco
 from core.data.imagenet_s import ImageNetS, masks_folder, stem_of
-from core.data.layout import Layout, open_layout
+from core.data.layout import Layout, open_layout, validation_split
 from core.data.voc import is_voc
 from core.errors import UserError
+from core.pipeline.folders import VALIDATION
 from core.pipeline.stage import Pipeline
 from tools.data.check import layout
 from tools.doctor.checks import FAIL, OK, WARN, Check, reason
@@ -25,9 +26,11 @@ def data(root: Path, config: Any, pipeline: Pipeline) -> list[Check]:
             f"export DATA=/path/to/your/data ({_split_command(pipeline)} makes one of any images)"
         )
         return [Check("data", FAIL, f"{root} does not exist", mend)]
-    listed = _in_lists(root, pipeline)
-    if isinstance(listed, Check):
-        return [listed]
+    try:
+        listed = _in_lists(root)
+    except UserError as error:
+        check = f"python -m {pipeline.name} data check {root}"
+        return [Check("data", FAIL, reason(error), check)]
     if listed is not None:
         return [_listed_split(root, listed, name, pipeline) for name in listed.splits()]
     expected = pipeline.published_counts(config) or {}
@@ -44,23 +47,25 @@ def images(root: Path, split: str) -> int:
     """Images of a split; 0 without any."""
     try:
         listed = _in_lists(root)
-        if isinstance(listed, Check):
-            return 0
-        return len(layout(root / split)[0] if listed is None else listed.images(split))
+        if listed is None:
+            return len(layout(root / split)[0])
+        return len(listed.images(validation_split(listed) if split == VALIDATION else split))
     except UserError:
         return 0
 
 
-def _in_lists(root: Path, pipeline: Pipeline) -> Layout | Check | None:
-    """The data set where lists name its images, as in VOC and COCO; None where it is in folders,
-    a check that failed where it is in disorder.
+def _in_lists(root: Path) -> Layout | None:
+    """The data set where lists name its images, as in VOC and COCO; None where it is in folders.
+
+    Raises:
+        UserError: its lists are in disorder.
     """
     try:
         found = open_layout(root)
-    except UserError as error:
-        if not is_voc(root) and not is_coco(root):
-            return None
-        return Check("data", FAIL, reason(error), f"python -m {pipeline.name} data check {root}")
+    except UserError:
+        if is_voc(root) or is_coco(root):
+            raise
+        return None
     return None if isinstance(found, ImageNetS) else found
 
 
