@@ -31,7 +31,7 @@ from core.data.imagenet_s import (
 from core.data.images import MAX_PIXELS, image_size, load_rgb
 from core.data.label_maps import IGNORE, load_label
 from core.data.layout import open_layout
-from core.data.voc import VOID, Voc, is_voc, load_id_mask
+from core.data.voc import VOID, Voc, find_lists, is_voc, load_id_mask
 from core.errors import UserError
 from core.files import sha256_of
 from core.work.pool import ordered_map, usable_cores
@@ -66,7 +66,7 @@ def check(folder: Path, num_classes: int | None = None, workers: int | None = No
     if (folder / "train").is_dir():
         names = [name for name in scan_folder(folder)[1] if not name.endswith(MASKS_SUFFIX)]
         files = [file for name in names for file in _split_files(folder, name, num_classes, report)]
-    elif is_coco(folder) or is_voc(folder):
+    elif is_listed(folder):
         listed = open_layout(folder)
         assert isinstance(listed, (Voc, Coco))
         files = listed_files(listed, num_classes, report)
@@ -81,6 +81,11 @@ def check(folder: Path, num_classes: int | None = None, workers: int | None = No
         raise UserError(f"no images in {folder}: expected .JPEG, .jpg or .png files")
     report.problems += inspect_all(files, workers)
     return report
+
+
+def is_listed(folder: Path) -> bool:
+    """Whether a folder is a data set whose images are named by lists, as in VOC and COCO."""
+    return is_coco(folder) or (is_voc(folder) and bool(find_lists(folder)))
 
 
 def walk_images(folder: Path, closed: Callable[[OSError], object] | None = None) -> Iterator[Path]:

@@ -202,6 +202,8 @@ def _check_places(source: Path, data: Path) -> None:
         raise UserError(f"{source} is not a folder; name a folder of images")
     if (source / "train").is_dir():
         raise UserError(f"{source} holds train/: it is a data set already, or name {source}/train")
+    if check.is_listed(source):
+        raise UserError(f"{source} is a data set already; name the folder of its images alone")
     if data.exists() or data.is_symlink():
         raise UserError(f"{data} exists and is left alone; name a new folder with --data")
     if source.resolve() in (data.resolve(), *data.resolve().parents):

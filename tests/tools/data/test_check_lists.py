@@ -18,6 +18,8 @@ from tests.helpers.voc_sets import COCO_KEYS, KEYS, annotation
 from tools.data.check import check
 from tools.doctor.data import data as doctor_data
 from tools.doctor.data import images as doctor_images
+from uss.__main__ import main
+from uss.pipeline import PIPELINE
 from uss.presets import preset
 
 
@@ -133,10 +135,14 @@ def test_coco_labels(tmp_path: Path) -> None:
     assert one_problem(root)[0] == "annotation"
 
 
-def test_images_without_lists(voc: Path) -> None:
+def test_without_lists_it_is_a_folder_of_images(voc: Path, tmp_path: Path) -> None:
+    arguments = ["data", "split", str(voc), "--data", str(tmp_path / "new"), "-c", "2"]
+    assert main(arguments) == 2  # a data set is not made of another by chance
     (voc / "ImageSets" / "Segmentation" / "val.txt").unlink()
-    done = run_check(voc)
-    assert done.returncode == 2 and "no list of a split" in done.stderr
+    assert list(check(voc).splits) == ["images"]
+    arguments[2] = str(voc / "JPEGImages")
+    assert main(arguments) == 0
+    assert len(list((tmp_path / "new" / "train").iterdir())) == 4
 
 
 def test_real_sets(voc_mini: Path, coco_mini: Path) -> None:
@@ -146,17 +152,17 @@ def test_real_sets(voc_mini: Path, coco_mini: Path) -> None:
 
 def test_the_doctor_counts_images_and_masks(voc: Path) -> None:
     config = preset("demo", "resnet50")
-    (found,) = doctor_data(voc, config)
+    (found,) = doctor_data(voc, config, PIPELINE)
     assert (found.name, found.state) == ("data val", "ok")
     assert found.found == "4 images, 3 classes, each with a mask"
     assert doctor_images(voc, "val") == 4 and doctor_images(voc, "train") == 0
     mask(voc, 0).unlink()
-    (found,) = doctor_data(voc, config)
+    (found,) = doctor_data(voc, config, PIPELINE)
     assert found.state == "fail" and KEYS[0] in found.found
     (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("nowhere")
-    (found,) = doctor_data(voc, config)
+    (found,) = doctor_data(voc, config, PIPELINE)
     assert found.state == "fail" and "nowhere" in found.found
     (voc / "ImageSets" / "Segmentation" / "val.txt").unlink()
-    (found,) = doctor_data(voc, config)
+    (found,) = doctor_data(voc, config, PIPELINE)
     assert (found.name, found.state) == ("data", "fail")
     assert doctor_images(voc, "val") == 0

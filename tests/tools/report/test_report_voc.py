@@ -16,6 +16,7 @@ from tools.evaluate.folder import evaluate
 from tools.report.collect import collect
 from tools.report.run_files import Request, find
 from uss.paths import RunFolder
+from uss.pipeline import PIPELINE
 
 
 @pytest.fixture
@@ -29,9 +30,9 @@ def run(tmp_path: Path) -> SmallRun:
 
 
 def test_numbers_names_and_truth(run: SmallRun) -> None:
-    sources = find(Request(run.root))
+    sources = find(Request(run.root), PIPELINE)
     assert sources.split == "val" and sources.has_truth and sources.layout is not None
-    content = collect(Request(run.root), limit=4, workers=1)
+    content = collect(Request(run.root), PIPELINE, limit=4, workers=1)
     by_hand = voc_sets.iou_by_hand(CLASSES)
     scores = content.scores["after"]
     assert scores.iou == pytest.approx(by_hand)
@@ -46,7 +47,7 @@ def test_numbers_names_and_truth(run: SmallRun) -> None:
 
 def test_without_masks_there_are_no_scores(run: SmallRun) -> None:
     (run.data / "SegmentationClass" / f"{KEYS[0]}.png").unlink()
-    content = collect(Request(run.root), limit=4, workers=1)
+    content = collect(Request(run.root), PIPELINE, limit=4, workers=1)
     assert not content.scores and len(content.gallery) == 4
 
 
