@@ -1,7 +1,12 @@
-"""From files to arrays and batches, by numpy alone. Knows no network and no method; an image's key
-(``<class folder>/<stem>``) names it everywhere else.
+"""From files to arrays and batches, by numpy alone. Knows no network and no method; the key of an
+image, which its layout gives it, names it everywhere else.
 
-imagenet_s    which images and masks a data set has, in the ImageNet-S layout
+layout        what a data set answers in any layout, and which layout a folder has
+imagenet_s    the ImageNet-S layout: a folder of images and one of masks for each split
+voc           the layout of Pascal VOC: lists of the splits, masks with a palette
+coco          COCO 2014 in VOC form
+image_labels  which classes an image shows, from annotations and label files
+items         one image of a data set, and its key
 images        decodes an image file to uint8 RGB, the same for every stage
 label_maps    label maps and their PNG form; the id that is ignored
 rle           masks as run lengths, and the record of a mask
