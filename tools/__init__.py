@@ -1,6 +1,7 @@
 """What a user does with a run of any pipeline: check, watch, score, show, hand in. A tool is handed
 what it serves and imports no pipeline.
 
+command_line  the commands of a pipeline, from its table of stages
 data          checks a data set, or makes one of a folder of images
 doctor        is this machine fit, and how long would a preset take
 evaluate      scores predictions, and compares two folders of them

@@ -13,6 +13,7 @@ pseudo_labels        steps 2.3 and 2.4: pseudo labels, and their threshold
 finetune             step 3: the segmenter, on pseudo labels
 predict              step 4: label maps of a split, zipped
 predict_refined      the job of test.py: predict, refine, zip
+result_archive       what test.py makes of its label maps: scores, match, result.zip
 distance_matching    scores a trunk by its nearest labelled regions
 views                the crops that self-supervised training compares
 objectives           the losses of the self-supervised stages

@@ -6,6 +6,7 @@ run_files       which files the report is made of
 collect         everything that the page shows, as one value
 label_scores    what label maps show, and how right they are
 curves          losses, the threshold curve and the times
+extras          what a pipeline tells the page about the labels that were learnt from
 refinement      what refinement did, image by image
 provenance      in words: what was learnt from what
 gallery         which images are shown, and what is told about each

@@ -1,7 +1,8 @@
 """The command ``submission``: the archive to hand in. Knows label maps and a match, and not how
 they were made.
 
-archive    the command line; builds result.zip and its method.txt
+command    the command line
+archive    builds result.zip and its method.txt
 check      what is wrong with an archive
 results    from finished label maps to scores, match and archive
 """
