@@ -2,6 +2,7 @@
 what it serves and imports no pipeline.
 
 command_line  the commands of a pipeline, from its table of stages
+flags         how the flags that several commands take are spelt
 data          checks a data set, or makes one of a folder of images
 doctor        is this machine fit, and how long would a preset take
 evaluate      scores predictions, and compares two folders of them

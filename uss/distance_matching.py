@@ -50,7 +50,7 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
             read.
     """
     settings = asdict(config.distance_matching)
-    core_config.check(config.distance_matching, "distance_matching")
+    core_config.check(config.distance_matching, DISTANCE_MATCHING.section)
     items = open_layout(data).images(split)
     examples = labelled_images(data, LABELLED)
     checkpoint = paths.trunk_input(run, config.arch)

@@ -25,18 +25,18 @@ from tools.report.curves import (
 )
 from tools.report.extras import Extras, LabelOrigin, ThresholdChoice
 from tools.report.label_scores import (
-    Judgement,
-    Look,
+    ImageSummary,
     Matches,
+    SplitScores,
     disagreements,
     judge,
-    look_at_all,
     matches,
     renamed,
+    summarise_all,
 )
 from tools.report.provenance import Fact, Protocol, method_text, protocol, provenance
 from tools.report.refinement import RefinementFacts, StoredMasks, refinement_facts
-from tools.report.run_files import Request, Sources, find, names_of_classes, setting
+from tools.report.run_files import Request, RunFiles, find, names_of_classes, setting
 from tools.submission.results import MATCH
 
 
@@ -53,7 +53,7 @@ class ClassRow:
 
 
 @dataclass
-class Content:
+class PageData:
     """What the page shows; whatever is not known is None or empty."""
 
     title: str
@@ -88,7 +88,7 @@ def collect(
     limit: int,
     maps: str | None = None,
     workers: int | None = None,
-) -> Content:
+) -> PageData:
     """Read a run and its results.
 
     Args:
@@ -106,7 +106,7 @@ def collect(
     extras = _extras(sources)
     results = _read_results(sources, request, workers)
     refinement = results.refinement if results else RefinementFacts({}, {}, 0)
-    content = Content(
+    content = PageData(
         title=sources.run.root.name,
         made=time.strftime("%Y-%m-%d %H:%M"),
         protocol=protocol(sources, refinement, extras.origin),
@@ -124,7 +124,7 @@ def collect(
     return content
 
 
-def _extras(sources: Sources) -> Extras:
+def _extras(sources: RunFiles) -> Extras:
     """What the pipeline says about the labels that the segmenter learnt from."""
     reference = sources.pipeline.report_extras
     if not reference:
@@ -132,7 +132,7 @@ def _extras(sources: Sources) -> Extras:
     return hook(reference)(sources.run, sources.settings)
 
 
-def _open_maps(sources: Sources, name: str) -> Any:
+def _open_maps(sources: RunFiles, name: str) -> Any:
     """What draws the maps of this name; see ``core.pipeline.stage.Pipeline.maps``."""
     if name not in sources.pipeline.maps:
         raise UserError(f"--{name}: runs of {sources.pipeline.name} have no such maps")
@@ -144,20 +144,20 @@ class _Results:
     """What was read of a split's label maps."""
 
     items: list[ImageItem]
-    looks: list[Look]
+    looks: list[ImageSummary]
     names: list[str]
     matched: Matches
-    judgement: Judgement | None
+    judgement: SplitScores | None
     refinement: RefinementFacts
 
 
-def _read_results(sources: Sources, request: Request, workers: int | None) -> _Results | None:
+def _read_results(sources: RunFiles, request: Request, workers: int | None) -> _Results | None:
     layout = sources.layout
     if sources.after is None or layout is None or sources.split is None:
         return None
     items = layout.images(sources.split)
     num_classes = _num_classes(sources, request)
-    looks = look_at_all(sources, items, num_classes, workers)
+    looks = summarise_all(sources, items, num_classes, workers)
     matched = matches(sources, looks, num_classes)
     names = names_of_classes(sources.data, num_classes)
     if matched.of["after"] is None:
@@ -172,7 +172,7 @@ def _read_results(sources: Sources, request: Request, workers: int | None) -> _R
     )
 
 
-def _num_classes(sources: Sources, request: Request) -> int:
+def _num_classes(sources: RunFiles, request: Request) -> int:
     """Classes C: asked for, of the match, of the settings, or of the class folders."""
     if request.num_classes is not None:
         return require_class_count(request.num_classes)
@@ -187,7 +187,7 @@ def _num_classes(sources: Sources, request: Request) -> int:
     return len(sources.layout.class_names(sources.split))
 
 
-def _add_results(content: Content, sources: Sources, results: _Results) -> None:
+def _add_results(content: PageData, sources: RunFiles, results: _Results) -> None:
     content.images = len(results.items)
     content.refined = sources.before is not None
     content.matched = results.matched.origin
@@ -248,15 +248,15 @@ def _class_rows(results: _Results) -> list[ClassRow]:
 
 
 def _add_gallery(
-    content: Content,
-    sources: Sources,
+    content: PageData,
+    sources: RunFiles,
     results: _Results,
     limit: int,
     maps: Any,
 ) -> None:
     assert sources.split is not None
     fingerprint = results.refinement.settings.get("masks")
-    sight = gallery.Sight(
+    sight = gallery.GalleryInputs(
         sources,
         results.names,
         results.matched,

@@ -11,7 +11,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tools.report.collect import ClassRow, Content
+from core.text import duration
+from tools.report.collect import ClassRow, PageData
 from tools.report.curves import TrainingCurve
 from tools.report.extras import ThresholdChoice
 
@@ -47,13 +48,6 @@ def plain(text: str) -> str:
     """A name as text of a chart, where plotly would read tags: escaped, and cut to fit an axis."""
     cut = text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…"
     return html.escape(cut, quote=False)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def labels_of(rows: Sequence[ClassRow]) -> list[str]:
@@ -143,7 +137,7 @@ def class_chart(rows: Sequence[ClassRow], refined: bool) -> Chart:
     return Chart("classes", title, alt, figure)
 
 
-def confusion_chart(content: Content) -> Chart:
+def confusion_chart(content: PageData) -> Chart:
     """Share of each class's pixels that each cluster takes; right ones lie on the diagonal."""
     assert content.confusion is not None
     shown = _confused_most(content.confusion)
@@ -181,7 +175,7 @@ def confusion_chart(content: Content) -> Chart:
     return Chart("confusion", "Clusters and classes", alt, figure, min_width=width)
 
 
-def frequency_chart(content: Content) -> Chart:
+def frequency_chart(content: PageData) -> Chart:
     """Images that show each class, in the prediction and in the truth."""
     rows = content.classes[1:]
     figure = go.Figure()
@@ -275,7 +269,7 @@ def _rows(values: dict[str, float], texts: list[str], title: str, hover: str) ->
     return figure
 
 
-def charts(content: Content) -> dict[str, list[Chart]]:
+def charts(content: PageData) -> dict[str, list[Chart]]:
     """The charts of each section; sections without data have none."""
     found: dict[str, list[Chart]] = {"training": [], "threshold": [], "classes": []}
     found.update({"confusion": [], "refinement": [], "frequencies": [], "times": []})

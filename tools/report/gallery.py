@@ -18,9 +18,9 @@ from core.errors import UserError
 from core.scoring.metrics import lookup_table
 from refine.mask_sources import largest_first
 from tools.report import pictures
-from tools.report.label_scores import Judgement, Look, Matches, folders_of, renamed
+from tools.report.label_scores import ImageSummary, Matches, SplitScores, folders_of, renamed
 from tools.report.refinement import RefinementFacts, StoredMasks
-from tools.report.run_files import STAGE, Sources
+from tools.report.run_files import STAGE, RunFiles
 from tools.submission.results import Match
 
 Attention = Callable[[np.ndarray], np.ndarray]
@@ -81,19 +81,21 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Sight:
+class GalleryInputs:
     """What pictures are made from."""
 
-    sources: Sources
+    sources: RunFiles
     names: Sequence[str]  # of the ids 0..C
     matched: Matches
-    judgement: Judgement | None
+    judgement: SplitScores | None
     refinement: RefinementFacts
     masks: StoredMasks | None = None
     attention: Attention | None = None
 
 
-def choose(items: Sequence[ImageItem], judgement: Judgement | None, limit: int) -> list[ImageItem]:
+def choose(
+    items: Sequence[ImageItem], judgement: SplitScores | None, limit: int
+) -> list[ImageItem]:
     """At most ``limit`` items, sorted by key: all, else the worst, those that refinement changed
     most, and the rest spread evenly.
     """
@@ -117,7 +119,9 @@ def choose(items: Sequence[ImageItem], judgement: Judgement | None, limit: int) 
     return [chosen[key] for key in sorted(chosen)]
 
 
-def make_gallery(sight: Sight, items: Sequence[ImageItem], looks: dict[str, Look]) -> list[Picture]:
+def make_gallery(
+    sight: GalleryInputs, items: Sequence[ImageItem], looks: dict[str, ImageSummary]
+) -> list[Picture]:
     """Pictures of the items, in order; a broken image is a ``problem``."""
     return [
         _picture(sight, item, looks[item.key])
@@ -129,7 +133,7 @@ def _gain(scores: dict[str, float]) -> float:
     return scores["after"] - scores.get("before", scores["after"])
 
 
-def _picture(sight: Sight, item: ImageItem, seen: Look) -> Picture:
+def _picture(sight: GalleryInputs, item: ImageItem, seen: ImageSummary) -> Picture:
     picture = Picture(item.key, problem=seen.problem)
     scores = sight.judgement.gains.get(item.key, {}) if sight.judgement else {}
     known = {name: value for name, value in scores.items() if not np.isnan(value)}
@@ -151,7 +155,7 @@ def _picture(sight: Sight, item: ImageItem, seen: Look) -> Picture:
     return picture
 
 
-def _add_labels(sight: Sight, item: ImageItem, picture: Picture) -> None:
+def _add_labels(sight: GalleryInputs, item: ImageItem, picture: Picture) -> None:
     sources, match = sight.sources, sight.matched.of["after"]
     for name, folder in folders_of(sources).items():
         label = load_label(folder / f"{item.key}.png")
@@ -163,7 +167,7 @@ def _add_labels(sight: Sight, item: ImageItem, picture: Picture) -> None:
         picture.uris["truth"] = pictures.label_layer(np.minimum(truth, IGNORE))
 
 
-def _add_sam(sight: Sight, picture: Picture, rgb: np.ndarray) -> None:
+def _add_sam(sight: GalleryInputs, picture: Picture, rgb: np.ndarray) -> None:
     records = sight.masks.get(picture.key, rgb) if sight.masks else None
     if records is not None:
         size_hw = (rgb.shape[0], rgb.shape[1])

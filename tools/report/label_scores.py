@@ -17,7 +17,7 @@ from core.data.label_maps import IGNORE, load_label
 from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import json_or_empty
-from core.scoring.matching import match_clusters, parse_match, read_match
+from core.scoring.matching import identity_match, match_clusters, parse_match, read_match
 from core.scoring.metrics import (
     ImageCounts,
     Scores,
@@ -28,7 +28,7 @@ from core.scoring.metrics import (
 )
 from tools.evaluate.folder import of_each
 from tools.evaluate.table import AFTER, BEFORE
-from tools.report.run_files import Sources
+from tools.report.run_files import RunFiles
 from tools.submission.results import MATCH, ORIGIN, Match, evaluation_path
 
 _AGREE = 1e-6  # scores that differ by less are the same ones
@@ -36,7 +36,7 @@ _STEPS = {"before": BEFORE, "after": AFTER}
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageSummary:
     """One image's label maps in small: shares of its pixels by id, and counts against its truth.
 
     Ids of ``before`` and ``after`` are the prediction's own; ``truth`` leaves out ignored pixels.
@@ -50,7 +50,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class SplitScores:
     """Scores before and after refinement, each under its own match, and what confused what.
 
     ``confusion`` (C+1, C+1) holds pixels by [prediction's class under the match, true class];
@@ -71,18 +71,18 @@ class Matches:
     origin: str  # in words
 
 
-def folders_of(sources: Sources) -> dict[str, Path]:
+def folders_of(sources: RunFiles) -> dict[str, Path]:
     """Folder of label maps by "before" (where there is one) and "after"."""
     found = {"before": sources.before, "after": sources.after}
     return {name: folder for name, folder in found.items() if folder is not None}
 
 
-def look_at_all(
-    sources: Sources, items: Sequence[ImageItem], num_classes: int, workers: int | None
-) -> list[Look]:
+def summarise_all(
+    sources: RunFiles, items: Sequence[ImageItem], num_classes: int, workers: int | None
+) -> list[ImageSummary]:
     """A look at every image, in order; what is missing or broken is a ``problem``."""
     work = functools.partial(
-        look,
+        summarise,
         folders=folders_of(sources),
         data=sources.data if sources.has_truth else None,
         split=sources.split or "",
@@ -91,9 +91,9 @@ def look_at_all(
     return list(of_each(items, work, workers))
 
 
-def look(
+def summarise(
     item: ImageItem, folders: dict[str, Path], data: Path | None, split: str, num_classes: int
-) -> Look:
+) -> ImageSummary:
     """A look at one image's label maps; ``data`` is None where there is no truth."""
     try:
         paths = {name: folder / f"{item.key}.png" for name, folder in folders.items()}
@@ -109,11 +109,11 @@ def look(
             counts = {n: count_image(label, truth, num_classes) for n, label in labels.items()}
             shares["truth"] = _shares(truth[truth != IGNORE])
     except (UserError, OSError) as error:
-        return Look(item.key, str(error))
-    return Look(item.key, "", (len(content), zlib.crc32(content)), shares, counts)
+        return ImageSummary(item.key, str(error))
+    return ImageSummary(item.key, "", (len(content), zlib.crc32(content)), shares, counts)
 
 
-def matches(sources: Sources, looks: Sequence[Look], num_classes: int) -> Matches:
+def matches(sources: RunFiles, looks: Sequence[ImageSummary], num_classes: int) -> Matches:
     """The matches that the scores were made with, else the kept one, else one found here.
 
     Raises:
@@ -137,6 +137,9 @@ def matches(sources: Sources, looks: Sequence[Look], num_classes: int) -> Matche
         split = json_or_empty(folder / ORIGIN).get("split")
         words = f"matched on {split} masks" if split else "match.json beside the label maps"
         return Matches({"before": kept, "after": kept}, words)
+    if not sources.pipeline.predicts_clusters:
+        named = identity_match(num_classes)
+        return Matches({"before": named, "after": named}, "none needed: ids are those of classes")
     if any(each.counts for each in looks):
         found = match_clusters(_metrics(looks, "after", num_classes).cooccurrence)
         words = f"matched here, on {sources.split} masks: no match was kept"
@@ -144,7 +147,7 @@ def matches(sources: Sources, looks: Sequence[Look], num_classes: int) -> Matche
     return Matches({"before": None, "after": None}, "not matched: ids are those of clusters")
 
 
-def judge(looks: Sequence[Look], matched: Matches, num_classes: int) -> Judgement | None:
+def judge(looks: Sequence[ImageSummary], matched: Matches, num_classes: int) -> SplitScores | None:
     """Scores of the images that have a truth; None where none has."""
     counted = [each for each in looks if each.counts]
     if not counted:
@@ -160,10 +163,10 @@ def judge(looks: Sequence[Look], matched: Matches, num_classes: int) -> Judgemen
         each.key: {name: image_miou(counts, table) for name, counts in each.counts.items()}
         for each in counted
     }
-    return Judgement(scores, confusion, gains, matched.of["before"] == matched.of["after"])
+    return SplitScores(scores, confusion, gains, matched.of["before"] == matched.of["after"])
 
 
-def disagreements(sources: Sources, judgement: Judgement) -> list[str]:
+def disagreements(sources: RunFiles, judgement: SplitScores) -> list[str]:
     """Where the scores on disk are not those of the label maps on disk, in words."""
     found = []
     recorded = _recorded(sources)
@@ -185,7 +188,7 @@ def renamed(shares: dict[int, float], match: Match | None) -> dict[int, float]:
     return dict(sorted(named.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
-def _recorded(sources: Sources) -> dict[str, Any]:
+def _recorded(sources: RunFiles) -> dict[str, Any]:
     """The scores file of the split: name of the step -> its content."""
     folder = sources.result or sources.after
     if folder is None or sources.split is None:
@@ -203,7 +206,7 @@ def _parsed(entry: Any, num_classes: int) -> Match | None:
         return None
 
 
-def _metrics(looks: Sequence[Look], name: str, num_classes: int) -> SegmentationMetrics:
+def _metrics(looks: Sequence[ImageSummary], name: str, num_classes: int) -> SegmentationMetrics:
     metrics = SegmentationMetrics(num_classes)
     for each in looks:
         if name in each.counts:

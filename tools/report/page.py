@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from core.scoring.metrics import SIZE_BIN_ENDS, SIZE_BINS
 from tools.report import figures
-from tools.report.collect import Content
+from tools.report.collect import PageData
 
 _FOLDER = Path(__file__).parent / "templates"
 _CONFUSIONS = 12
@@ -41,7 +41,7 @@ class Confusion:
     pixels: int
 
 
-def render(content: Content) -> str:
+def render(content: PageData) -> str:
     """The whole page as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
@@ -97,7 +97,7 @@ def figure_json(chart: figures.Chart) -> Markup:
     return embedded(plotly.io.to_json(chart.figure, validate=False))
 
 
-def captions(content: Content) -> dict[str, tuple[str, bool]]:
+def captions(content: PageData) -> dict[str, tuple[str, bool]]:
     """The pictures that some image of the gallery has, as in :data:`PICTURES`."""
     kinds = {name: kind for name, kind in PICTURES.items() if content.has(name)}
     if not content.refined and "after" in kinds:
@@ -105,7 +105,7 @@ def captions(content: Content) -> dict[str, tuple[str, bool]]:
     return kinds
 
 
-def confusions(content: Content) -> list[Confusion]:
+def confusions(content: PageData) -> list[Confusion]:
     """The largest wrong entries of the confusion, by share of the class's pixels."""
     if content.confusion is None:
         return []
@@ -122,7 +122,7 @@ def confusions(content: Content) -> list[Confusion]:
     return found
 
 
-def class_rows(content: Content) -> list[dict[str, Any]]:
+def class_rows(content: PageData) -> list[dict[str, Any]]:
     """What the browser sorts classes by."""
     labels = figures.labels_of(content.classes)
     return [
@@ -131,7 +131,7 @@ def class_rows(content: Content) -> list[dict[str, Any]]:
     ]
 
 
-def bins(content: Content) -> list[dict[str, Any]]:
+def bins(content: PageData) -> list[dict[str, Any]]:
     """Rows of the table by object size: name, range, and IoU and boundary IoU before and after."""
     if not content.scores:
         return []
@@ -146,7 +146,7 @@ def bins(content: Content) -> list[dict[str, Any]]:
     return rows
 
 
-def _shown(content: Content, ids_of: Any) -> Sequence[tuple[int, str]]:
+def _shown(content: PageData, ids_of: Any) -> Sequence[tuple[int, str]]:
     """(id, name) of classes that images of the gallery show, by id."""
     ids = sorted({index for each in content.gallery for index in ids_of(each)})
     known = {row.id: row.name for row in content.classes}

@@ -10,7 +10,7 @@ from core.files import json_or_empty
 from core.pipeline.folders import ResultFolder
 from tools.report.extras import LabelOrigin
 from tools.report.refinement import RefinementFacts
-from tools.report.run_files import Sources, setting, short
+from tools.report.run_files import RunFiles, setting, short
 from tools.submission.check import BROKEN_ZIP, METHOD_NAME
 from tools.submission.results import ORIGIN, matched_by
 
@@ -41,7 +41,7 @@ def mask_words(fingerprint: Any) -> str:
     return f"SAM ({model}, sha256 {short(digest)})" if model else "superpixels, not SAM"
 
 
-def protocol(sources: Sources, refinement: RefinementFacts, origin: LabelOrigin) -> Protocol:
+def protocol(sources: RunFiles, refinement: RefinementFacts, origin: LabelOrigin) -> Protocol:
     """Fully unsupervised, or with SAM, told from the settings of the stages."""
     facts = [origin.words, _about_refinement(sources, refinement)]
     folder = sources.result or sources.after
@@ -61,7 +61,7 @@ def protocol(sources: Sources, refinement: RefinementFacts, origin: LabelOrigin)
     return Protocol(head, facts)
 
 
-def provenance(sources: Sources, refinement: RefinementFacts) -> list[Fact]:
+def provenance(sources: RunFiles, refinement: RefinementFacts) -> list[Fact]:
     """Files and settings that decide the result, and what they are."""
     settings, ledger = sources.settings, refinement.settings
     checkpoint = ledger.get("checkpoint_sha256") or sources.checkpoint_sha256
@@ -82,7 +82,7 @@ def provenance(sources: Sources, refinement: RefinementFacts) -> list[Fact]:
     return [Fact(name, str(value)) for name, value in rows if value is not None]
 
 
-def method_text(sources: Sources) -> str:
+def method_text(sources: RunFiles) -> str:
     """``method.txt`` of the archive beside the label maps; "" where there is none."""
     if sources.result is None:
         return ""
@@ -96,7 +96,7 @@ def method_text(sources: Sources) -> str:
         return ""
 
 
-def _masks_of_refinement(sources: Sources, refinement: RefinementFacts) -> str | None:
+def _masks_of_refinement(sources: RunFiles, refinement: RefinementFacts) -> str | None:
     """What masks the refinement used: "sam", another source, "none", or None: not known."""
     if sources.before is None:
         return "none"
@@ -106,7 +106,7 @@ def _masks_of_refinement(sources: Sources, refinement: RefinementFacts) -> str |
     return setting(sources.settings, "masks.source")
 
 
-def _about_refinement(sources: Sources, refinement: RefinementFacts) -> str:
+def _about_refinement(sources: RunFiles, refinement: RefinementFacts) -> str:
     if sources.before is None:
         return "Refinement: none; these are the segmenter's own predictions."
     if "masks" in refinement.settings:

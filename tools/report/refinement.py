@@ -16,7 +16,7 @@ from core.files import json_lines, json_or_empty
 from core.work.ledger import LEDGER_FOLDER, SETTINGS_FILE
 from core.work.mask_store import ImageIdentity, MaskStore
 from refine.one_image import PARTS
-from tools.report.label_scores import Look
+from tools.report.label_scores import ImageSummary
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RefinementFacts:
         return max(known, default=None)
 
 
-def refinement_facts(labels: Path, looks: Sequence[Look]) -> RefinementFacts:
+def refinement_facts(labels: Path, looks: Sequence[ImageSummary]) -> RefinementFacts:
     """Facts of the looked-at images from the ledger of a folder of label maps."""
     by_file: dict[tuple[str, int, int], ImageFacts] = {}
     for key, file, facts in _records(labels):

@@ -33,7 +33,7 @@ class Request:
 
 
 @dataclass
-class Sources:
+class RunFiles:
     """Where everything lies; None for what is not there, and ``notes`` that say so."""
 
     run: Any  # run folder of the pipeline
@@ -61,7 +61,7 @@ class Sources:
         return bool(self.layout and self.split and self.layout.has_truth(self.split))
 
 
-def find(request: Request, pipeline: Pipeline) -> Sources:
+def find(request: Request, pipeline: Pipeline) -> RunFiles:
     """Look for everything that a report of ``request.run`` can show.
 
     Raises:
@@ -77,7 +77,7 @@ def find(request: Request, pipeline: Pipeline) -> Sources:
     pipeline = pipeline_of(RunFolder(request.run.absolute()), pipeline)
     run = pipeline.run_folder(request.run.absolute())
     checkpoint = run.segmenter / CHECKPOINT
-    found = Sources(
+    found = RunFiles(
         run,
         pipeline,
         json_or_empty(run.segmenter / CONFIG),
@@ -119,7 +119,7 @@ def short(digest: Any) -> str:
     return str(digest)[:12]
 
 
-def _find_labels(found: Sources, request: Request) -> None:
+def _find_labels(found: RunFiles, request: Request) -> None:
     found.result = request.result.absolute() if request.result else _own_result(found)
     splits = _splits(found.result) if found.result else []
     if request.split is not None and request.split in splits:
@@ -148,7 +148,7 @@ def _find_labels(found: Sources, request: Request) -> None:
     _note(found, f"There are no label maps of any split: {advice}")
 
 
-def _own_result(found: Sources) -> Path | None:
+def _own_result(found: RunFiles) -> Path | None:
     """The result folder in the run, else the default one, where its label maps are this run's."""
     inside, default = found.run.result, Path("result").absolute()
     if _splits(inside) and _is_own(inside, found.checkpoint_sha256):
@@ -184,6 +184,6 @@ def _first_folder(*folders: Path | None) -> Path | None:
     return next((folder for folder in folders if folder is not None and folder.is_dir()), None)
 
 
-def _note(found: Sources, text: str) -> None:
+def _note(found: RunFiles, text: str) -> None:
     log.warn(STAGE, text)
     found.notes.append(text)

@@ -28,10 +28,10 @@ from tests.helpers.report_runs import CLASSES, MASKS, SmallRun, make_run
 from tools.evaluate.compare import compare
 from tools.evaluate.folder import evaluate
 from tools.report import command, provenance
-from tools.report.collect import Content, collect
+from tools.report.collect import PageData, collect
 from tools.report.page import points, render
 from tools.report.refinement import RefinementFacts
-from tools.report.run_files import Request, Sources, find
+from tools.report.run_files import Request, RunFiles, find
 from tools.submission.results import evaluation_path
 from uss.pipeline import PIPELINE
 from uss.pseudo_labels import report_extras
@@ -75,7 +75,7 @@ def own(finished: SmallRun, tmp_path: Path) -> SmallRun:
     return SmallRun(tmp_path / "run", tmp_path / "run" / "data", tmp_path / "run" / "result")
 
 
-def content_of(run: SmallRun, **options: Any) -> Content:
+def content_of(run: SmallRun, **options: Any) -> PageData:
     return collect(Request(run.root, **options), PIPELINE, limit=200, workers=1)
 
 
@@ -358,7 +358,7 @@ def test_the_protocol_is_stated_plainly(
     from uss.paths import RunFolder
 
     run = RunFolder(tmp_path)
-    sources = Sources(run, PIPELINE, source(training) if training else {}, None)
+    sources = RunFiles(run, PIPELINE, source(training) if training else {}, None)
     settings = {}
     if refined_by is not None:
         sources.before, settings = tmp_path, {"masks": refined_by}

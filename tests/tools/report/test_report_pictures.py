@@ -13,7 +13,7 @@ from core.data import rle
 from core.data.imagenet_s import ImageItem
 from core.pictures import label_colours
 from tools.report import gallery, pictures
-from tools.report.label_scores import Judgement
+from tools.report.label_scores import SplitScores
 
 
 def test_a_large_split_shows_the_worst_the_most_changed_and_the_rest() -> None:
@@ -21,7 +21,7 @@ def test_a_large_split_shows_the_worst_the_most_changed_and_the_rest() -> None:
     gains = {item.key: {"before": 0.5, "after": 0.5} for item in items}
     gains["007"] = {"before": 0.0, "after": 0.0}
     gains["205"] = {"before": 0.1, "after": 0.9}
-    judgement = Judgement({}, np.zeros((1, 1)), gains, True)
+    judgement = SplitScores({}, np.zeros((1, 1)), gains, True)
     chosen = [item.key for item in gallery.choose(items, judgement, 30)]
     assert len(chosen) == len(set(chosen)) == 30 and chosen == sorted(chosen)
     assert {"007", "205"} <= set(chosen)
