@@ -7,7 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -95,6 +95,29 @@ def test_arrows_point_one_way(module: str) -> None:
         target = imported.partition(".")[0]
         if target in (*PACKAGES, "test", "tests"):
             assert target in MAY_IMPORT[package], f"{module} imports {imported}"
+
+
+def room(module: str) -> str:
+    """The folder of a module: "core.work", "tools.report", "sam"."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] in ("core", "tools") and len(parts) > 2 else parts[0]
+
+
+@pytest.mark.parametrize("of", [str, room], ids=["modules", "rooms"])
+def test_imports_go_round_in_no_circle(of: Callable[[str], str]) -> None:
+    """Of what is imported at the top of modules; rooms within core or tools count as well."""
+    arrows: dict[str, set[str]] = {}
+    for module, tree in TREES.items():
+        for imported, name in imports(tree, inside_functions=False):
+            target = f"{imported}.{name}" if f"{imported}.{name}" in TREES else imported
+            if target in TREES and of(target) != of(module):
+                arrows.setdefault(of(module), set()).add(of(target))
+    if of is room:  # what lies in core's and tools' own folder serves and uses their rooms
+        arrows = {a: b - {"core", "tools"} for a, b in arrows.items() if a not in ("core", "tools")}
+    while arrows:
+        ends = {name for name in arrows if not arrows[name] & arrows.keys()}
+        assert ends, f"a circle among {sorted(arrows)}"
+        arrows = {name: to for name, to in arrows.items() if name not in ends}
 
 
 def test_only_the_runtime_imports_jittor() -> None:

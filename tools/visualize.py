@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from core import config as core_config
 from core import log
 from core.data.imagenet_s import ImageItem
 from core.data.images import load_rgb
-from core.data.label_maps import decode
+from core.data.label_maps import label_of_png
 from core.errors import UserError
 from core.files import atomic_write, sha256_of
 from core.pictures import heat, label_colours, overlay
@@ -184,8 +183,7 @@ def _refined(options: argparse.Namespace, pipeline: Pipeline, run: Any) -> Itera
 
         def paint(image: Path, rgb: np.ndarray) -> Image.Image:
             made = refiner(ImageItem(image, image.stem))
-            with Image.open(io.BytesIO(made.contents[0])) as png:
-                return labelled(rgb, decode(np.asarray(png.convert("RGB"))), names)
+            return labelled(rgb, label_of_png(made.contents[0]), names)
 
         yield paint
 

@@ -33,11 +33,10 @@ from core.training.stage import Training, check, check_crops, source_fact, train
 from models.pass_net import PlainSegmenter
 from models.upernet import UPerNet
 from uss import paths
-from uss.config import Config
+from uss.config import HEADS, Config
 from uss.paths import RunFolder
 from uss.pipeline import FINETUNE
 
-HEADS = ("upernet", "plain")
 TRUNK = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 HEAD = ("last_layer.",)
 _LABELS_LOOKED_AT = 100  # before training; while it runs every label is checked

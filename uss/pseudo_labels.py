@@ -8,7 +8,6 @@ the pipeline looks at ground truth, and it looks at masks of the validation spli
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ from core.data.images import load_rgb
 from core.data.items import ImageItem
 from core.data.label_maps import png_of_label
 from core.data.layout import open_layout
+from core.data.level_maps import ARCHIVE_SUFFIX, archive_of
 from core.errors import UserError
 from core.files import is_number, json_or_empty, number, read_json, sha256_of, write_json
 from core.scoring.threshold_curve import hundredths
 from core.text import named
 from core.work.worklist import Worklist
 from refine.mask_sources import ImageMasks, MaskSource, mask_source
-from tools.evaluate.folder import ARCHIVE_SUFFIX, labelled_images, threshold_curve
+from tools.evaluate.folder import labelled_images, threshold_curve
 from tools.evaluate.table import best_point, curve_dict
 from tools.report.extras import Extras, LabelOrigin, ThresholdChoice
 from tools.report.run_files import setting
@@ -44,7 +44,6 @@ from uss.pipeline import PSEUDO_LABELS
 from uss.presets import GIVE_THRESHOLD
 
 STAGE = PSEUDO_LABELS.command
-_HUNDREDTHS = np.array(hundredths(0, 100), dtype=np.float32)
 MODES = ("all", "validation", "train")
 
 
@@ -215,7 +214,8 @@ def _sweep(
     work = Worklist(run.pseudo_labels("validation"), settings, suffix=ARCHIVE_SUFFIX)
 
     def label(item: ImageItem) -> bytes:
-        return _level_archive(labeller.label(item, masks))
+        levelled = labeller.label(item, masks)
+        return archive_of(levelled.label, levelled.level)
 
     work.run(items, label, f"{STAGE} validation")
     distributed.barrier()
@@ -288,18 +288,6 @@ def _finished(work: Worklist, items: list[ImageItem], split: str) -> list[ImageI
     if not done:
         raise UserError(f"none of the {len(items)} images of {split} could be labelled; see above")
     return done
-
-
-def _level_archive(levelled: LevelledLabel) -> bytes:
-    """A .npz of a label with its level in hundredths, rounded down: all that a sweep in hundredths
-    needs.
-    """
-    steps = np.searchsorted(_HUNDREDTHS, levelled.level, side="right") - 1
-    file = io.BytesIO()
-    np.savez_compressed(
-        file, label=levelled.label.astype(np.uint16), hundredths=steps.astype(np.uint8)
-    )
-    return file.getvalue()
 
 
 # In words -------------------------------------------------------------------------------------

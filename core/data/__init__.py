@@ -9,6 +9,7 @@ image_labels  which classes an image shows, from annotations and label files
 items         one image of a data set, and its key
 images        decodes an image file to uint8 RGB, the same for every stage
 label_maps    label maps and their PNG form; the id that is ignored
+level_maps    label maps without threshold, and the level of each pixel
 rle           masks as run lengths, and the record of a mask
 crops         resizing, normalising, random crops and colours
 datasets      what one training sample is

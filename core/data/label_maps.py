@@ -121,6 +121,12 @@ def load_label(path: Path) -> np.ndarray:
         raise UserError(f"label map {path}: {error}") from error
 
 
+def label_of_png(content: bytes) -> np.ndarray:
+    """int32 label map (H, W) of the content that :func:`png_of_label` gave."""
+    bgr = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    return decode(np.ascontiguousarray(bgr[..., ::-1]))
+
+
 def _fast_channels(path: Path) -> list[np.ndarray] | None:
     """Red, green and blue of a whole PNG of 8-bit RGB, a third faster than by Pillow.
 

@@ -15,6 +15,7 @@ from core import log
 from core.data.items import ImageItem
 from core.data.label_maps import load_label
 from core.data.layout import open_layout
+from core.data.level_maps import ARCHIVE_SUFFIX, LEVEL_SUFFIX, load_levelled
 from core.errors import UserError
 from core.files import write_json
 from core.scoring.matching import match_clusters
@@ -31,16 +32,10 @@ from core.work.pool import default_workers, ordered_map
 from tools.evaluate.table import (
     EvaluationResult,
 )
-from tools.submission.check import BROKEN_ZIP
 
 Counts = TypeVar("Counts")
 
 STAGE = "evaluate"
-# A prediction without threshold is either one archive (arrays "label" and "hundredths", the level
-# in hundredths rounded down, as the pseudo-label sweep keeps them) or a label map with its float32
-# (H, W) level map beside it.
-ARCHIVE_SUFFIX = ".npz"
-LEVEL_SUFFIX = ".npy"
 
 
 def evaluate(
@@ -101,7 +96,6 @@ def evaluate(
     _require_all(prediction_dir, items, archives, levels=threshold is not None)
     work = functools.partial(
         count_item,
-        archives=archives,
         threshold=threshold,
         prediction_dir=Path(prediction_dir),
         data=data,
@@ -127,7 +121,6 @@ def count_item(
     num_classes: int,
     boundary: bool,
     threshold: float | None = None,
-    archives: bool = False,
 ) -> ImageCounts:
     """Counts of one image from its files; everything that :func:`evaluate` needs of it."""
     path = prediction_path(prediction_dir, item)
@@ -135,7 +128,7 @@ def count_item(
     if threshold is None:
         prediction = load_label(path)
     else:
-        prediction, level = _load_with_level(path, archives)
+        prediction, level = load_levelled(path)
         prediction = np.where(level < np.float32(threshold), 0, prediction)
     try:
         return count_image(prediction, truth, num_classes, boundary)
@@ -175,7 +168,6 @@ def threshold_curve(
         split=split,
         num_classes=num_classes,
         thresholds=tuple(thresholds),
-        archives=archives,
     )
     curve = ThresholdCurve(num_classes, thresholds)
     for counts in of_each(items, work, workers):
@@ -190,11 +182,10 @@ def count_item_levels(
     split: str,
     num_classes: int,
     thresholds: Sequence[float],
-    archives: bool,
 ) -> LevelCounts:
     """Counts of one image from its files; everything that :func:`threshold_curve` needs of it."""
     path = prediction_path(prediction_dir, item)
-    prediction, level = _load_with_level(path, archives)
+    prediction, level = load_levelled(path)
     truth = open_layout(data).truth(split, item.key)
     try:
         return count_levels(prediction, level, truth, num_classes, thresholds)
@@ -213,17 +204,6 @@ def _require_all(
     label_maps = (".png", LEVEL_SUFFIX) if levels else (".png",)
     for suffix in (ARCHIVE_SUFFIX,) if archives else label_maps:
         require_predictions(prediction_dir, items, suffix)
-
-
-def _load_with_level(path: Path, archives: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Label map (H, W) without threshold and its levels, float32, of one size."""
-    label, level = _load_archive(path) if archives else (load_label(path), _load_level(path))
-    if label.shape != level.shape:
-        raise UserError(
-            f"{path.with_suffix('')}: the level map is {level.shape} but its prediction is "
-            f"{label.shape}; they must come from the same run"
-        )
-    return label, level
 
 
 def of_each(
@@ -275,26 +255,3 @@ def require_predictions(
 def prediction_path(prediction_dir: Path, item: ImageItem) -> Path:
     """Where the prediction of an image lies."""
     return Path(prediction_dir) / f"{item.key}.png"
-
-
-def _load_level(prediction: Path) -> np.ndarray:
-    path = prediction.with_suffix(LEVEL_SUFFIX)
-    try:
-        level = np.load(path, allow_pickle=False)
-    except BROKEN_ZIP as error:
-        raise UserError(f"level map {path} cannot be read: {error}; make it again") from error
-    if not isinstance(level, np.ndarray) or level.ndim != 2 or level.dtype.kind != "f":
-        raise UserError(f"level map {path}: expected a 2-D float array; make it again")
-    return level
-
-
-def _load_archive(prediction: Path) -> tuple[np.ndarray, np.ndarray]:
-    path = prediction.with_suffix(ARCHIVE_SUFFIX)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            label, steps = arrays["label"], arrays["hundredths"]
-    except (*BROKEN_ZIP, KeyError) as error:
-        raise UserError(f"labels {path} cannot be read: {error}; make them again") from error
-    if label.ndim != 2 or label.dtype.kind not in "iu" or steps.dtype.kind not in "iu":
-        raise UserError(f"labels {path}: expected two 2-D arrays of integers; make them again")
-    return label.astype(np.int32), (steps / 100).astype(np.float32)

@@ -6,12 +6,12 @@ import zipfile
 from dataclasses import dataclass
 from typing import Any
 
-from core.files import json_or_empty
+from core.files import BROKEN_ZIP, json_or_empty
 from core.pipeline.folders import ResultFolder
 from tools.report.extras import LabelOrigin
 from tools.report.refinement import RefinementFacts
 from tools.report.run_files import RunFiles, setting, short
-from tools.submission.check import BROKEN_ZIP, METHOD_NAME
+from tools.submission.check import METHOD_NAME
 from tools.submission.results import ORIGIN, matched_by
 
 _METHOD_BYTES = 1 << 16

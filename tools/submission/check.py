@@ -10,7 +10,6 @@ import io
 import stat
 import struct
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,22 +22,12 @@ from core.data.items import ImageItem
 from core.data.label_maps import decode
 from core.data.layout import open_layout
 from core.errors import UserError
+from core.files import BROKEN_ZIP
 from core.scoring.matching import identity_match, parse_match
 
 MATCH_NAME = "match.json"
 METHOD_NAME = "method.txt"
 
-#: What reading an archive raises that is damaged.
-BROKEN_ZIP = (
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    zlib.error,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    NotImplementedError,
-)
 _MAX_TEXT = 1 << 20
 _UNKNOWN_PIXELS = 1 << 24  # of a prediction whose image is broken
 _PNG_OVERHEAD = 1 << 16  # metadata and zlib's growth on noise, beyond the raw pixels
