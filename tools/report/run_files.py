@@ -142,9 +142,11 @@ def _find_labels(found: RunFiles, request: Request) -> None:
             found.split, found.after = split, found.run.predictions(split)
             _note(found, "These are the segmenter's own predictions; test.py has not refined them.")
             return
-    advice = "run test.py, or name its --dump_path by --result."
+    makers = found.pipeline.scripts
+    made = f"run {makers[0].command}, or name its" if makers else "name their"
+    advice = f"{made} folder by --result."
     if request.split is not None:
-        raise UserError(f"there are no label maps of --mode {request.split}: {advice}")
+        raise UserError(f"there are no label maps of --split {request.split}: {advice}")
     _note(found, f"There are no label maps of any split: {advice}")
 
 
