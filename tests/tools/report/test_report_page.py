@@ -255,7 +255,7 @@ def test_a_run_without_any_result_still_has_a_page(tmp_path: Path) -> None:
     page = Page(render(collect(Request(tmp_path), PIPELINE, limit=10, workers=1)))
     assert "There are no label maps of any split" in page.text
     assert "article" not in [tag for tag, _ in page.elements]
-    with pytest.raises(UserError, match="there are no label maps of --mode test: run test.py"):
+    with pytest.raises(UserError, match="there are no label maps of --split test: run test.py"):
         collect(Request(tmp_path, split="test"), PIPELINE, limit=10, workers=1)
 
 
