@@ -57,6 +57,8 @@ NUMPY_ONLY = {
     "uss.pipeline",
     "uss.predict_refined",
     "uss.presets",
+    "wsss.__main__",
+    "wsss.pipeline",
 }
 
 
