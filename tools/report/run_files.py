@@ -15,6 +15,7 @@ from core.pipeline.folders import CHECKPOINT, CONFIG, UNREFINED, VALIDATION, Res
 from core.pipeline.inputs import noted_data
 from core.pipeline.stage import Pipeline, pipeline_of
 from core.work.ledger import LEDGER_FOLDER, SETTINGS_FILE
+from tools import flags
 from tools.submission.results import ORIGIN
 
 STAGE = "report"
@@ -69,8 +70,8 @@ def find(request: Request, pipeline: Pipeline) -> RunFiles:
     """
     for name, path in (
         ("run", request.run),
-        ("--data", request.data),
-        ("--result", request.result),
+        (flags.DATA[0], request.data),
+        (flags.RESULT[0], request.result),
     ):
         if path is not None and not path.is_dir():
             raise UserError(f"{name} {path} is not a folder; name one that exists")

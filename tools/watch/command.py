@@ -66,7 +66,7 @@ def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
 
 def _report_arguments(options: argparse.Namespace) -> list[str]:
     """What ``python -m NAME report`` is told beside the run."""
-    named = (("--data", options.data), ("--result", options.result))
+    named = ((flags.DATA[0], options.data), (flags.RESULT[0], options.result))
     return [part for flag, path in named if path for part in (flag, str(path.absolute()))]
 
 
