@@ -19,8 +19,8 @@ from tests.helpers.document_commands import (
     ROOT,
     Invocation,
     Places,
+    commanding,
     commands,
-    documents,
     fences,
     invocations,
     is_cheap,
@@ -39,7 +39,7 @@ _ELSEWHERE = ("export", "make", "apt-get", "conda", "mpirun", "benchmarks", "doc
 def units() -> dict[str, list[Invocation]]:
     """Name -> calls that belong together: a bash block, or one command of a sentence."""
     found: dict[str, list[Invocation]] = {}
-    for path in documents():
+    for path in commanding():
         text = path.read_text(encoding="utf-8")
         blocks = (f"```bash\n{content}```\n" for kind, content in fences(text) if kind == "bash")
         for part in (*blocks, *(f"`{span}`" for span in spans(text))):

@@ -23,16 +23,20 @@ from tests.helpers.document_commands import (
     without_fences,
 )
 from tools.command_line import TOOLS
-from uss.config import Config
-from uss.pipeline import PIPELINE
-from uss.presets import preset
+from uss import pipeline as uss_pipeline
+from wsss import pipeline as wsss_pipeline
 
 __all__ = ["parsed"]
 
 NAMES = [str(path.relative_to(ROOT)) for path in documents()]
-SECTIONS = [
-    each.name for each in dataclasses.fields(Config) if dataclasses.is_dataclass(each.default)
-]
+PIPELINES = (uss_pipeline.PIPELINE, wsss_pipeline.PIPELINE)
+# Section of a configuration -> the configuration, with its defaults.
+SECTIONS = {
+    each.name: pipeline.preset(pipeline.presets[0], None)
+    for pipeline in reversed(PIPELINES)
+    for each in dataclasses.fields(pipeline.config)
+    if dataclasses.is_dataclass(each.default)
+}
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
 
 
@@ -41,12 +45,12 @@ ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
 
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_and_files_in_the_text_exist(name: str) -> None:
-    plain = preset("luss50")
+    default = PIPELINES[0].preset("luss50", None)
     for span in spans((ROOT / name).read_text(encoding="utf-8")):
         setting = re.match(r"^(?:--set )?(\w+\.\w+|num_classes)(=\S+)?$", span)
         if setting and setting[1].split(".")[0] in (*SECTIONS, "num_classes"):
             if not setting[1].endswith(".py"):
-                value = plain
+                value = plain = SECTIONS.get(setting[1].split(".")[0], default)
                 for part in setting[1].split("."):
                     assert hasattr(value, part), f"{name}: no setting {span}"
                     value = getattr(value, part)
@@ -55,7 +59,7 @@ def test_settings_and_files_in_the_text_exist(name: str) -> None:
 
 
 # Those of the project's own folders; the last two are no documents to follow, but name things too.
-FOLDERS = "core|models|sam|refine|tools|uss|scripts|docs|tests|benchmarks"
+FOLDERS = "core|models|sam|refine|tools|uss|wsss|scripts|docs|tests|benchmarks"
 NAMING = [*NAMES, "CONTRIBUTING.md", "CHANGELOG.md"]
 
 
@@ -66,7 +70,7 @@ def test_files_and_modules_in_the_text_exist(name: str) -> None:
         if inside or re.match(r"^[\w.-]+\.(sh|py|md|yaml|toml)$", span):
             beside = (ROOT / name).parent / span
             assert (ROOT / span).exists() or beside.exists(), f"{name}: no file {span}"
-        if re.match(r"^(core|models|sam|refine|tools)(\.\w+)+$", span):
+        if re.match(r"^(core|models|sam|refine|tools|uss|wsss)(\.\w+)+$", span):
             module, _, last = span.rpartition(".")
             path = ROOT / span.replace(".", "/")
             if not path.with_suffix(".py").is_file() and not path.is_dir():
@@ -81,8 +85,10 @@ def every_flag(parsed: Parse) -> set[str]:
     needed |= {"summary": ["--data", "x", "--run", "x", "--result", "x"]}
     flags = option_strings(parsed("test.py", []).parser)
     flags |= option_strings(parsed("benchmarks", ["sam"]).parser)
-    for command in (*PIPELINE.commands, *TOOLS):
-        flags |= option_strings(parsed("uss", [command, *needed.get(command, [])]).parser)
+    for pipeline in PIPELINES:
+        for command in (*pipeline.commands, *TOOLS):
+            arguments = [command, *needed.get(command, [])]
+            flags |= option_strings(parsed(pipeline.name, arguments).parser)
     return flags
 
 

@@ -21,14 +21,15 @@ from core.data.label_maps import save_label
 from core.errors import UserError
 from core.scoring.matching import write_match
 from tests.helpers.document_commands import (
+    MODULES,
     ROOT,
     Command,
     Invocation,
     Parse,
     Places,
     Unclassified,
+    commanding,
     commands,
-    documents,
     invocations,
     is_cheap,
     parsed,
@@ -36,19 +37,21 @@ from tests.helpers.document_commands import (
 )
 from tests.helpers.report_runs import make_run
 from tools.command_line import TOOLS, config_from
-from uss.pipeline import PIPELINE
-from uss.presets import PRESET_NAMES, preset
+from uss import pipeline as uss_pipeline
+from uss.presets import PRESET_NAMES
+from wsss import pipeline as wsss_pipeline
 
 __all__ = ["parsed"]
 
 ENGLISH = ROOT / "README.md"
+PIPELINES = {each.name: each for each in (uss_pipeline.PIPELINE, wsss_pipeline.PIPELINE)}
 
 
 def all_commands() -> list[Command]:
     """Those of all documents, each once."""
     found = {
         (each.line, tuple(sorted(each.exported.items()))): each
-        for path in documents()
+        for path in commanding()
         for each in commands(path.read_text(encoding="utf-8"))
     }
     return list(found.values())
@@ -67,7 +70,7 @@ def test_the_project_takes_the_command(command: Command, parsed: Parse) -> None:
 def check_invocation(invocation: Invocation, parsed: Parse) -> None:
     """Files, flags, settings and targets of one call are real."""
     program, arguments = invocation.program, list(invocation.arguments)
-    if program in ("uss", "benchmarks", "test.py"):
+    if program in (*MODULES, "test.py"):
         check_arguments(program, arguments, parsed)
     elif program.endswith(".sh"):
         assert (ROOT / program).is_file(), f"{program} does not exist"
@@ -98,14 +101,17 @@ def check_arguments(program: str, arguments: list[str], parsed: Parse) -> None:
     if arguments in (["--help"], ["-h"]):
         return
     if arguments[-1] == "--help":
-        assert arguments[0] in (*PIPELINE.commands, *TOOLS), arguments
+        assert arguments[0] in (*PIPELINES[program].commands, *TOOLS), arguments
         return
     options = parsed(program, arguments).options
     assignments = getattr(options, "set", [])
-    if program == "uss" and arguments[0] in PIPELINE.commands:
-        config_from(options, PIPELINE)
+    pipeline = PIPELINES.get(program)
+    if pipeline is not None and arguments[0] in pipeline.commands:
+        config_from(options, pipeline)
     elif assignments:
-        core_config.override(preset(options.preset or "luss50"), assignments)
+        pipeline = pipeline or PIPELINES["uss"]
+        name = options.preset or pipeline.presets[0]
+        core_config.override(pipeline.preset(name, None), assignments)
 
 
 def check_variables(variables: dict[str, str]) -> None:
@@ -231,6 +237,8 @@ def test_what_is_not_understood_is_an_error(text: str) -> None:
         "python -m uss pretrian --preset demo",
         "python -m uss pretrain --preset nothing",
         "python -m uss pretrain --set pretrain.epoch=3",
+        "python -m wsss pretrain --preset demo",
+        "python -m wsss classifier --set pretrain.epochs=3",
         "bash train_1.sh --set pretrain.epochs=many",
         "bash train_5.sh",
         "bash train_1.sh --threshold 0.3",

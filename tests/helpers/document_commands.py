@@ -22,8 +22,12 @@ import pytest
 from core.data.imagenet_s import list_images
 
 ROOT = Path(__file__).resolve().parents[2]
+# Programs that are started by ``python -m``.
+MODULES = ("uss", "wsss", "benchmarks")
 # Fences whose content nobody types.
 PROSE_FENCES = ("text", "json", "bibtex")
+# Its commands run in a copy of the project that its code has changed: tests/test_extending.py.
+_EXTENDING = ROOT / "docs" / "extending.md"
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _LOOP = re.compile(r"^for (\w+) in ([\w ./-]+); do (.+?);? done$")
@@ -50,7 +54,7 @@ class Invocation:
     """A call of one of the project's own programs, after the shell has read it."""
 
     program: str
-    """"uss", "benchmarks", "test.py", a script such as "train_1.sh", "make", or "other"."""
+    """"uss", "wsss", "benchmarks", "test.py", a script such as "train_1.sh", "make", or "other"."""
     arguments: tuple[str, ...]
     variables: dict[str, str]
 
@@ -81,8 +85,13 @@ class Unclassified(AssertionError):
     """A command that no rule of this file understands."""
 
 
+def commanding() -> list[Path]:
+    """The documents whose commands are for the project as it is."""
+    return [path for path in documents() if path != _EXTENDING]
+
+
 def documents() -> list[Path]:
-    """Every document whose commands are held to work."""
+    """Every document that is held to the truth."""
     names = ("README.md", "README.zh.md", "benchmarks/README.md", "weights/README.md")
     return [*(ROOT / name for name in names), *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -218,7 +227,7 @@ def _wrapped(words: list[str], command: Command) -> Invocation:
 
 
 def _python(words: list[str], variables: dict[str, str], command: Command) -> Invocation:
-    if words[:1] == ["-m"] and words[1] in ("uss", "benchmarks"):
+    if words[:1] == ["-m"] and words[1] in MODULES:
         return Invocation(words[1], tuple(words[2:]), variables)
     if words[0] == "test.py" or words[0] == "docs/stages.py":
         return Invocation(words[0], tuple(words[1:]), variables)
@@ -272,7 +281,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Parse:
 
 
 def main_of(program: str) -> Callable[[list[str]], int]:
-    """The entry point of "uss", "benchmarks" or "test.py"."""
+    """The entry point of one of :data:`MODULES` or of "test.py"."""
     if program == "test.py":
         spec = importlib.util.spec_from_file_location("test_py_of_documents", ROOT / "test.py")
         assert spec is not None and spec.loader is not None
