@@ -12,16 +12,19 @@ from typing import Callable
 import numpy as np
 import pytest
 
-# A shell that starts the tests in the background lets them ignore Ctrl-C, which their children
-# would inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = Path(os.environ.get("USS_GOLDENS", ROOT.parent / "shared" / "goldens"))
 DATA = ROOT.parent / "shared" / "data"
 VOC_MINI = Path(os.environ.get("USS_VOC_MINI", DATA / "voc_mini"))
 COCO_MINI = Path(os.environ.get("USS_COCO_MINI", DATA / "coco_mini"))
 CALTECH4 = Path(os.environ.get("USS_CALTECH4", ROOT.parent / "shared" / "data" / "caltech4"))
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C: a shell that starts the tests in the background lets them ignore it, which their
+    child processes would inherit.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

