@@ -50,7 +50,7 @@ def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUA
         sections=("arch", "num_classes"),
         facts={
             "labels_sha256": sha256_of_json(labels),
-            "starts_from_sha256": None if source is None else sha256_of(source),
+            "starts_from_sha256": source and sha256_of(source),
         },
     )
     train(CLASSIFIER, config, out.classifier, options, training)
@@ -69,8 +69,7 @@ def labelled(config: Config, data: Path) -> tuple[list[ImageItem], ImageLabels]:
         UserError: no image labels, none with a class, or those of another class count.
     """
     layout, split = open_layout(data), config.classifier.split
-    found = image_labels(layout, split)
-    names = layout.class_names(split)
+    found, names = image_labels(layout, split), layout.class_names(split)
     if len(names) != config.num_classes:
         raise UserError(
             f"{data} has {len(names)} classes, but num_classes is {config.num_classes}; use --set "
