@@ -19,6 +19,8 @@ from core.errors import UserError
 
 Config = TypeVar("Config")
 
+_BEFORE = "before"  # in the metadata of an added field
+
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
     """Apply ``["pretrain.epochs=3", "seed=1"]`` in order and return a new configuration.
@@ -64,10 +66,17 @@ def from_dict(kind: type[Config], values: dict[str, Any], where: str) -> Config:
 
     Raises:
         UserError: keys are missing or unknown, or a value has the wrong type; ``where`` names the
-            source.
+            source. Fields that were :func:`added` may be missing.
     """
     hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    names = set(fields)
+    if isinstance(values, dict):
+        later = {
+            name: field.metadata for name, field in fields.items() if _BEFORE in field.metadata
+        }
+        absent = {name: later[name][_BEFORE] for name in later.keys() - values.keys()}
+        values = {**{name: _plain(value) for name, value in absent.items()}, **values}
     if not isinstance(values, dict) or set(values) != names:
         found = sorted(values) if isinstance(values, dict) else values
         raise UserError(f"{where}: expected the settings {sorted(names)}, found {found}")
@@ -79,6 +88,11 @@ def from_dict(kind: type[Config], values: dict[str, Any], where: str) -> Config:
         else:
             arguments[name] = _checked(hint, value, f"{where}.{name}")
     return kind(**arguments)
+
+
+def _plain(value: Any) -> Any:
+    """A value as :func:`to_dict` has it."""
+    return to_dict(value) if dataclasses.is_dataclass(value) else json.loads(json.dumps(value))
 
 
 def _replace(config: Any, keys: list[str], text: str, full: str) -> Any:
@@ -231,6 +245,32 @@ def setting(default: Any, rule: Rule | None = None, help: str = "") -> Any:
     ...     epochs: int = setting(200, at_least(1), "passes over the training images")
     """
     return dataclasses.field(default=default, metadata={"rule": rule, "help": help})
+
+
+def added(default: Any, before: Any, rule: Rule | None = None, help: str = "") -> Any:
+    """A field that came after runs had been recorded without it.
+
+    Those runs go on: where the field is absent it has the value ``before``, with which everything
+    behaves as it did without the field, and :func:`recorded` leaves it out where it has that value.
+    A section may be added as well; its own fields count as before.
+    """
+    return dataclasses.field(
+        default=default, metadata={"rule": rule, "help": help, _BEFORE: before}
+    )
+
+
+def recorded(config: Any) -> dict[str, Any]:
+    """:func:`to_dict` without the added fields that behave as before they existed: what decides a
+    result, as ledgers, checkpoints and fingerprints record it.
+    """
+    values = to_dict(config)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if _BEFORE in field.metadata and value == field.metadata[_BEFORE]:
+            del values[field.name]
+        elif dataclasses.is_dataclass(value):
+            values[field.name] = recorded(value)
+    return values
 
 
 def check(config: Any, name: str = "") -> None:

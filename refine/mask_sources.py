@@ -7,14 +7,13 @@ the store, and an image is encoded only for masks that are missing or for a prom
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from core import log
-from core.config import check
+from core.config import check, recorded
 from core.data import rle
 from core.errors import StopWork, UserError
 from core.work.mask_store import ImageIdentity, MaskStore
@@ -104,7 +103,7 @@ class SamSource:
     """
 
     def __init__(self, config: Masks, weights: SamWeights) -> None:
-        self._settings = asdict(config)
+        self._settings = recorded(config)
         del self._settings["source"]
         self._weights = weights
         # How many points are decoded at once changes memory, never a mask.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from core.config import recorded
 from core.data.crops import network_input
 from core.files import sha256_of
 from refine.settings import Predict as Settings
@@ -48,7 +48,7 @@ class Segmenter:
 
 def decisive_settings(path: Path, settings: Settings) -> dict[str, Any]:
     """Everything that decides a prediction, the checkpoint by its SHA-256; JSON serialisable."""
-    return {"checkpoint_sha256": sha256_of(path), "predict": asdict(settings)}
+    return {"checkpoint_sha256": sha256_of(path), "predict": recorded(settings)}
 
 
 def label_of_logits(logits: np.ndarray, size_hw: tuple[int, ...], max_res: int = 0) -> np.ndarray:

@@ -7,7 +7,6 @@ folders are read only to report how well the clusters agree with them, never to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Everything that decides the result."""
     return {
-        "cluster": asdict(config.cluster),
+        "cluster": core_config.recorded(config.cluster),
         "num_classes": config.num_classes,
         "seed": config.seed,
         "attention_threshold": config.pixel_attention.threshold,

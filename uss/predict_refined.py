@@ -8,7 +8,6 @@ the last one is finished.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from core import config as core_config
@@ -61,7 +60,7 @@ def run_refined(
     masks = mask_source(config.masks, job.pretrained_sam).fingerprint
     work = Worklist(
         job.labels,
-        {**decisive, "masks": masks, "refine": asdict(config.refine)},
+        {**decisive, "masks": masks, "refine": core_config.recorded(config.refine)},
         also=[job.unrefined],
         keep_stale=job.keep_stale,
     )

@@ -75,7 +75,7 @@ def make_plan(
     stage: Stage, config: Any, folder: Path, options: TrainOptions, training: Training
 ) -> loop.Plan:
     """The plan of :func:`train`."""
-    whole = core_config.to_dict(config)
+    whole, lasting = core_config.to_dict(config), core_config.recorded(config)
     decisive = ("seed", stage.section, *training.sections)
     facts = {"images": training.images, **training.facts}
     return loop.Plan(
@@ -85,7 +85,7 @@ def make_plan(
         log_file=folder / LOG,
         config_file=folder / CONFIG,
         config=whole,
-        settings={**{name: whole[name] for name in decisive}, **facts},
+        settings={**{name: lasting[name] for name in decisive if name in lasting}, **facts},
         epochs=getattr(config, stage.section).epochs,
         rate=training.rate,
         seed=config.seed,

@@ -9,6 +9,7 @@ import pytest
 
 from core.config import (
     Rule,
+    added,
     at_least,
     between,
     check,
@@ -21,6 +22,7 @@ from core.config import (
     override,
     positive,
     positive_fraction,
+    recorded,
     setting,
     to_dict,
 )
@@ -208,3 +210,44 @@ def test_rules_change_nothing_that_is_recorded() -> None:
         "plain": 0.5,
     }
     assert Ruled.epochs == 200
+
+
+# Settings that came later ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Later:
+    epochs: int = setting(3, at_least(1), "passes")
+    smooth: float = added(0.2, before=0.0, rule=fraction(), help="label smoothing")
+
+
+@dataclass(frozen=True)
+class Section:
+    size: int = 4
+
+
+@dataclass(frozen=True)
+class Grown:
+    seed: int = 0
+    train: Later = Later()
+    more: Section = added(Section(), before=Section())
+
+
+def test_a_later_setting_leaves_what_was_recorded_before_as_it_was() -> None:
+    old = {"seed": 0, "train": {"epochs": 3}}
+    read = from_dict(Grown, old, "config.json")
+    assert read.train.smooth == 0.0 and read.more == Section()
+    # The same record, so that no run and no fingerprint becomes stale.
+    assert recorded(read) == old and recorded(Later(smooth=0.0)) == {"epochs": 3}
+    # With another value it counts.
+    assert recorded(Grown())["train"] == {"epochs": 3, "smooth": 0.2}
+    assert recorded(Grown(more=Section(5)))["more"] == {"size": 5}
+    assert from_dict(Grown, to_dict(Grown()), "here") == Grown()
+    with pytest.raises(UserError, match="config.json.train: expected the settings"):
+        from_dict(Grown, {"seed": 0, "train": {}}, "config.json")
+    with pytest.raises(UserError, match="train.smooth is a fraction"):
+        override(Grown(), ["train.smooth=7"])
+
+
+def test_without_later_settings_the_record_is_everything() -> None:
+    assert recorded(Run()) == to_dict(Run())
