@@ -221,14 +221,9 @@ def check(stage: Stage, config: Config, images: int) -> None:
         UserError: names the setting to change.
     """
     section, name = getattr(config, stage.section), stage.section
-    core_config.require_positive(
-        {
-            "num_classes": config.num_classes,
-            **{f"heads.{key}": value for key, value in vars(config.heads).items()},
-            "assignment.temperature": config.assignment.temperature,
-            "assignment.epsilon": config.assignment.epsilon,
-        }
-    )
+    core_config.require_positive({"num_classes": config.num_classes})
+    core_config.check(config.heads, "heads")
+    core_config.check(config.assignment, "assignment")
     if section.queue_length and section.queue_length < section.batch_size:
         raise UserError(
             f"{name}.queue_length is {section.queue_length}, shorter than one batch of "
