@@ -19,6 +19,7 @@ from core.runtime import jt, nn
 Var = Any
 
 _KERNELS = Path(__file__).with_name("kernels")
+_CHANNELS = 16  # the kernels take the channels of a place in whole vectors
 
 
 def image_to_token(
@@ -54,7 +55,8 @@ def image_to_token(
         return _plain_image_to_token(
             x, pe, k, v, heads, wq, bq, wo, bo, norm_weight, norm_bias, eps
         )
-    expect(x.shape[0] in (1, k.shape[0]) and k.shape == v.shape, "image_to_token", x, k, v)
+    fits = x.shape[0] in (1, k.shape[0]) and k.shape == v.shape and x.shape[2] % _CHANNELS == 0
+    expect(fits, "image_to_token", x, k, v)
     return run(
         _KERNELS / "two_way.h",
         """
@@ -88,7 +90,7 @@ def token_to_image(q: Var, x: Var, pe: Var, heads: int, wk: Var, wv: Var, bv: Va
     """
     if not on_cpu():
         return _plain_token_to_image(q, x, pe, heads, wk, wv, bv)
-    expect(x.shape[0] in (1, q.shape[0]), "token_to_image", q, x)
+    expect(x.shape[0] in (1, q.shape[0]) and x.shape[2] % _CHANNELS == 0, "token_to_image", q, x)
     return run(
         _KERNELS / "two_way.h",
         """
@@ -129,7 +131,8 @@ def upscale_masks(
     if not on_cpu():
         return _plain_upscale_masks(x, w1, b1, norm_weight, norm_bias, eps, w2, b2, hyper)
     batch, height, width, _ = x.shape
-    expect(hyper.shape[0] == batch and hyper.shape[2] == w2.shape[1], "upscale_masks", x, hyper, w2)
+    fits = hyper.shape[0] == batch and hyper.shape[2] == w2.shape[1] and w2.shape[1] % 4 == 0
+    expect(fits, "upscale_masks", x, hyper, w2)
     return run(
         _KERNELS / "upscale.h",
         """

@@ -8,6 +8,7 @@ into its key), so that an edited header is never served from the cache.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from core.runtime import jt, onednn_flags
 
 Var = Any
 
-_COMMON = Path(__file__).with_name("kernels") / "common.h"
+_SHARED = Path(__file__).with_name("kernels")
 
 
 def on_cpu() -> bool:
@@ -28,7 +29,8 @@ def run(header: Path, call: str, shape: Sequence[int], inputs: list[Var], **data
     """A new float32 Var of ``shape``, filled by ``call``.
 
     Args:
-        header: file whose functions ``call`` uses; ``core/nn/kernels/common.h`` comes before it.
+        header: file whose functions ``call`` uses; ``core/nn/kernels/common.h`` comes before it, and
+            other files of that folder where it includes them.
         call: C++ on ``in0_p`` (data), ``in0_shape0`` (size), ..., ``out0_p`` and ``data["name"]``.
             Sizes and settings must not be written into it: each text is compiled anew, as is each
             number of dimensions of an input.
@@ -75,7 +77,15 @@ def expect(holds: bool, name: str, *inputs: Var) -> None:
 
 @functools.cache
 def _source(header: Path) -> str:
-    return _COMMON.read_text("utf-8") + header.read_text("utf-8")
+    """The text of a kernel: common.h and the header, with what they include of core/nn/kernels."""
+
+    def included(line: re.Match[str]) -> str:
+        return with_includes(_SHARED / line[1])
+
+    def with_includes(path: Path) -> str:
+        return re.sub(r'^#include "(.+)"$', included, path.read_text("utf-8"), flags=re.MULTILINE)
+
+    return with_includes(_SHARED / "common.h") + with_includes(header)
 
 
 @functools.cache

@@ -1,6 +1,5 @@
-// What the CPU kernels share: exp and GELU that the compiler can vectorise, layer norm of a row,
-// oneDNN's single precision matrix product. core/nn/cpp.py puts this text in front of each
-// kernel's.
+// What the CPU kernels share: exp and GELU, layer norm of a row, oneDNN's single precision matrix
+// product. core/nn/cpp.py puts this text in front of each kernel's.
 #include <dnnl.h>
 #include <omp.h>
 
@@ -10,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "lanes.h"
 namespace kernels {
 
 using Buffer = std::vector<float>;
@@ -45,8 +45,9 @@ static inline float gelu(float x) {
 }
 
 static inline void gelu_row(float* x, int n) {
-#pragma omp simd
-    for (int i = 0; i < n; i++) x[i] = gelu(x[i]);
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) lanes(x + i) = gelu(lanes(x + i));
+    for (; i < n; i++) x[i] = gelu(x[i]);
 }
 
 enum Activation { NONE = 0, RELU = 1, GELU = 2 };
@@ -62,25 +63,22 @@ static inline void activate_row(float* x, int n, int activation) {
 // means.
 static inline void layer_norm_row(const float* x, float* y, int n, const float* weight,
                                   const float* bias, float eps) {
-    float sum = 0;
-    for (int i = 0; i < n; i++) sum += x[i];
+    const int whole = n / LANES * LANES;
+    Lanes sums = {}, squares = {};
+    for (int i = 0; i < whole; i += LANES) sums += lanes(x + i);
+    float sum = sum_of(sums);
+    for (int i = whole; i < n; i++) sum += x[i];
     const float mean = sum / n;
-    float squares = 0;
-    for (int i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
-    const float rstd = 1.0f / std::sqrt(squares / n + eps);
-    for (int i = 0; i < n; i++) y[i] = (x[i] - mean) * rstd * weight[i] + bias[i];
-}
-
-static inline void softmax_row(float* x, int n) {
-    float top = x[0];
-    for (int i = 1; i < n; i++) top = std::max(top, x[i]);
-    float sum = 0;
-    for (int i = 0; i < n; i++) {
-        x[i] = fast_exp(x[i] - top);
-        sum += x[i];
+    for (int i = 0; i < whole; i += LANES) {
+        const Lanes away = lanes(x + i) - mean;
+        squares += away * away;
     }
-    const float scale = 1.0f / sum;
-    for (int i = 0; i < n; i++) x[i] *= scale;
+    float variance = sum_of(squares);
+    for (int i = whole; i < n; i++) variance += (x[i] - mean) * (x[i] - mean);
+    const float rstd = 1.0f / std::sqrt(variance / n + eps);
+    for (int i = 0; i < whole; i += LANES)
+        lanes(y + i) = (lanes(x + i) - mean) * rstd * lanes(weight + i) + lanes(bias + i);
+    for (int i = whole; i < n; i++) y[i] = (x[i] - mean) * rstd * weight[i] + bias[i];
 }
 
 // c (m,n) = alpha * a (m,k) b (k,n) + beta * c, rows ld apart.

@@ -82,14 +82,23 @@ static void depthwise3x3(const float* x, const float* w, const float* bias, floa
         const int oy = line % out_height;
         for (int ox = 0; ox < out_width; ox++) {
             float* to = y + (int64_t(line) * out_width + ox) * channels;
-            std::memcpy(to, bias, sizeof(float) * channels);
+            const float *from[9], *tap[9];  // those inside the map
+            int count = 0;
             for (int t = 0; t < 9; t++) {
                 const int iy = oy * stride - 1 + t / 3, ix = ox * stride - 1 + t % 3;
                 if (iy < 0 || iy >= height || ix < 0 || ix >= width) continue;
-                const float* from = image + (int64_t(iy) * width + ix) * channels;
-                const float* tap = taps.data() + int64_t(t) * channels;
-#pragma omp simd
-                for (int c = 0; c < channels; c++) to[c] += from[c] * tap[c];
+                from[count] = image + (int64_t(iy) * width + ix) * channels;
+                tap[count++] = taps.data() + int64_t(t) * channels;
+            }
+            int c = 0;
+            for (; c + LANES <= channels; c += LANES) {
+                Lanes sum = lanes(bias + c);
+                for (int t = 0; t < count; t++) sum += lanes(from[t] + c) * lanes(tap[t] + c);
+                lanes(to + c) = sum;
+            }
+            for (; c < channels; c++) {
+                to[c] = bias[c];
+                for (int t = 0; t < count; t++) to[c] += from[t][c] * tap[t][c];
             }
             activate_row(to, channels, activation);
         }
