@@ -29,8 +29,8 @@ def run(header: Path, call: str, shape: Sequence[int], inputs: list[Var], **data
     """A new float32 Var of ``shape``, filled by ``call``.
 
     Args:
-        header: file whose functions ``call`` uses; ``core/nn/kernels/common.h`` comes before it, and
-            other files of that folder where it includes them.
+        header: file whose functions ``call`` uses; ``core/nn/kernels/common.h`` comes before it,
+            and other files of that folder where it includes them.
         call: C++ on ``in0_p`` (data), ``in0_shape0`` (size), ..., ``out0_p`` and ``data["name"]``.
             Sizes and settings must not be written into it: each text is compiled anew, as is each
             number of dimensions of an input.
