@@ -9,6 +9,7 @@ machine            processor, cores, versions and load
 side               one side of a case, in its own process
 inputs             the same arrays for both sides
 sam_cases          Segment Anything
+sam_models         its models, with the same weights on both sides
 pass_cases         training steps of PASS
 torch_pass         the other side of these, in plain PyTorch
 evaluator_cases    the evaluator
