@@ -2,8 +2,8 @@
 
 The restatement does what the official evaluator does, step by step: it reads every file twice (once
 to find the match, once to score), draws the boundary of each label by repeated erosion and counts
-each size bin from the pixels, in numpy. Both sides share the images among as many processes as
-there are cores, their start included. 752 images of 500 x 375 is the
+each size bin from the pixels, in numpy. Both sides have as many processes: one for each core, their
+start included, or one. 752 images of 500 x 375 is the
 validation split of ImageNet-S50; ``EVALUATE_IMAGES`` sets another number.
 """
 
@@ -68,19 +68,21 @@ def _blobs(rng: np.random.Generator, label: int) -> np.ndarray:
 # Ours -------------------------------------------------------------------------------------------
 
 
-def ours(inputs: Inputs) -> Loaded:
+def ours(all_cores: bool, inputs: Inputs) -> Loaded:
     """``tools.evaluate.folder``."""
     from core.data.imagenet_s import list_images
     from tools.evaluate.folder import evaluate
 
     data, predictions = Path(inputs["data"]), Path(inputs["predictions"])
 
+    workers = usable_cores() if all_cores else 1
+
     def run() -> Any:
-        return evaluate(predictions, data, _SPLIT, _CLASSES, workers=usable_cores())
+        return evaluate(predictions, data, _SPLIT, _CLASSES, workers=workers)
 
     def warm_up() -> Any:
         few = list_images(data / _SPLIT)[:4]
-        return evaluate(predictions, data, _SPLIT, _CLASSES, items=few)
+        return evaluate(predictions, data, _SPLIT, _CLASSES, items=few, workers=1)
 
     def result(outcome: Any) -> Arrays:
         scores = outcome.scores
@@ -94,7 +96,7 @@ def ours(inputs: Inputs) -> Loaded:
 # The official evaluator, restated -----------------------------------------------------------------
 
 
-def restated(inputs: Inputs) -> Loaded:
+def restated(all_cores: bool, inputs: Inputs) -> Loaded:
     """The official algorithm (see the module)."""
     pairs = [
         (path, Path(inputs["predictions"]) / path.parent.name / path.name)
@@ -104,7 +106,7 @@ def restated(inputs: Inputs) -> Loaded:
     def result(outcome: Any) -> Arrays:
         return outcome
 
-    workers = usable_cores()
+    workers = usable_cores() if all_cores else 1
     return Loaded(lambda: _evaluate(pairs[:4], 1), lambda: _evaluate(pairs, workers), result)
 
 
@@ -257,17 +259,24 @@ def same_scores(ours: Arrays, other: Arrays) -> Agreement:
     return Agreement(same_gaps and difference <= _TOLERANCE, text)
 
 
+def _case(how: str, all_cores: bool) -> Case:
+    height, width = _SIZE_HW
+    other = Side("official algorithm restated in numpy", partial(restated, all_cores))
+    return Case(
+        f"all scores of {_IMAGES} images of {width} x {height}, boundaries included, {how}",
+        {**our_side(partial(ours, all_cores)), "restated": other},
+        same_scores,
+        against="restated",
+        aim=0.1,
+        one_process=not all_cores,
+    )
+
+
 SUITE = Suite(
     module=__name__,
     prepare=prepare,
     cases={
-        "evaluator": Case(
-            f"all scores of {_IMAGES} images of {_SIZE_HW[1]} x {_SIZE_HW[0]}, boundaries included",
-            {**our_side(ours), "restated": Side("official algorithm restated in numpy", restated)},
-            same_scores,
-            against="restated",
-            aim=0.1,
-            one_process=False,
-        )
+        "evaluator": _case("a process for each core", True),
+        "evaluator_one_process": _case("one process", False),
     },
 )

@@ -201,7 +201,10 @@ def test_the_tuned_allocator_takes_no_page_faults() -> None:
     assert tuned < 100 and shipped > 100 * max(1, tuned)
 
 
-def test_both_evaluators_use_all_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "processes"), [("evaluator", 3), ("evaluator_one_process", 1)])
+def test_both_evaluators_have_as_many_processes(
+    name: str, processes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from tools.evaluate import folder
 
     given: list[int] = []
@@ -216,11 +219,11 @@ def test_both_evaluators_use_all_cores(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(folder, "ordered_map", counted)
     inputs = evaluator_cases.prepare(tmp_path)
     results = []
-    for load in (evaluator_cases.ours, evaluator_cases.restated):
+    for side in evaluator_cases.SUITE.cases[name].sides.values():
         given.clear()
-        side = load(inputs)
-        results.append(side.result(side.run()))
-        assert set(given) == {3}
+        loaded = side.load(inputs)
+        results.append(loaded.result(loaded.run()))
+        assert set(given) == {processes}
     assert evaluator_cases.same_scores(*results).holds
     results[1]["iou"] = results[1]["iou"] + 1e-6
     assert not evaluator_cases.same_scores(*results).holds
@@ -236,10 +239,12 @@ def test_the_evaluator_from_end_to_end() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    (found,) = json.loads(done.stdout)
-    assert found["compared_with"] == "restated" and found["restated_ms"] > 0
-    assert not any("torch" in key for key in found) and found["ours_peak_mib"] is None
-    assert found["machine"]["cores"] == compare.usable_cores()
+    several, one = json.loads(done.stdout)
+    for found in (several, one):
+        assert found["compared_with"] == "restated" and found["restated_ms"] > 0
+        assert not any("torch" in key for key in found)
+        assert found["machine"]["cores"] == compare.usable_cores()
+    assert several["ours_peak_mib"] is None and one["ours_peak_mib"] > 0
 
 
 def test_json_and_exit_code(diary: Path) -> None:
