@@ -2,7 +2,8 @@
 
 The restatement does what the official evaluator does, step by step: it reads every file twice (once
 to find the match, once to score), draws the boundary of each label by repeated erosion and counts
-each size bin from the pixels. It runs in one process, in numpy. 752 images of 500 x 375 is the
+each size bin from the pixels, in numpy. Both sides have as many processes: one for each core, their
+start included, or one. 752 images of 500 x 375 is the
 validation split of ImageNet-S50; ``EVALUATE_IMAGES`` sets another number.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import numpy as np
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from benchmarks.compare import STAGE, Agreement, Arrays, Case, Inputs, Side, Suite
+from benchmarks.cases import STAGE, Agreement, Arrays, Case, Inputs, Loaded, Side, Suite, our_side
 from core.log import info
+from core.work.pool import ordered_map, usable_cores
 
 _IMAGES = int(os.environ.get("EVALUATE_IMAGES", "752"))
 _SIZE_HW = (375, 500)
@@ -66,19 +68,21 @@ def _blobs(rng: np.random.Generator, label: int) -> np.ndarray:
 # Ours -------------------------------------------------------------------------------------------
 
 
-def ours(inputs: Inputs) -> Side:
-    """``tools.evaluate.folder`` with its own choice of processes, the start of these included."""
+def ours(all_cores: bool, inputs: Inputs) -> Loaded:
+    """``tools.evaluate.folder``."""
     from core.data.imagenet_s import list_images
     from tools.evaluate.folder import evaluate
 
     data, predictions = Path(inputs["data"]), Path(inputs["predictions"])
 
+    workers = usable_cores() if all_cores else 1
+
     def run() -> Any:
-        return evaluate(predictions, data, _SPLIT, _CLASSES)
+        return evaluate(predictions, data, _SPLIT, _CLASSES, workers=workers)
 
     def warm_up() -> Any:
         few = list_images(data / _SPLIT)[:4]
-        return evaluate(predictions, data, _SPLIT, _CLASSES, items=few)
+        return evaluate(predictions, data, _SPLIT, _CLASSES, items=few, workers=1)
 
     def result(outcome: Any) -> Arrays:
         scores = outcome.scores
@@ -86,13 +90,13 @@ def ours(inputs: Inputs) -> Side:
         figures = [scores.miou, scores.mbiou, scores.accuracy, scores.f_measure, *bins]
         return {"figures": np.array(figures), "iou": scores.iou, "biou": scores.biou}
 
-    return Side(warm_up, run, result)
+    return Loaded(warm_up, run, result)
 
 
 # The official evaluator, restated -----------------------------------------------------------------
 
 
-def restated(inputs: Inputs) -> Side:
+def restated(all_cores: bool, inputs: Inputs) -> Loaded:
     """The official algorithm (see the module)."""
     pairs = [
         (path, Path(inputs["predictions"]) / path.parent.name / path.name)
@@ -102,62 +106,90 @@ def restated(inputs: Inputs) -> Side:
     def result(outcome: Any) -> Arrays:
         return outcome
 
-    return Side(lambda: _evaluate(pairs[:4]), lambda: _evaluate(pairs), result)
+    workers = usable_cores() if all_cores else 1
+    return Loaded(lambda: _evaluate(pairs[:4], 1), lambda: _evaluate(pairs, workers), result)
 
 
-def _evaluate(pairs: list[tuple[Path, Path]]) -> dict[str, np.ndarray]:
-    match = _find_match(pairs)
-    whole, edges = _Areas(), _Areas()
-    bins = [_Areas() for _ in _BINS]
-    edge_bins = [_Areas() for _ in _BINS]
-    right, f_measures = 0, []
-    for truth, prediction in _maps(pairs):
-        named = np.zeros_like(prediction)
-        for label in np.unique(prediction):
-            named[prediction == label] = match[label]
-        judged = truth != _IGNORE
-        true_edge, named_edge = _boundary(truth)[judged], _boundary(named)[judged]
-        truth, named = truth[judged], named[judged]
-        whole.add(truth, named)
-        edges.add_edges(true_edge, named_edge)
-        right += _is_right(truth, named)
-        f_measures.append(_f_measure(truth, named))
-        for (low, high), region, edge in zip(_BINS, bins, edge_bins):
-            members = [
-                label
-                for label in np.unique(truth)
-                if label > 0 and low < math.ceil(100 * (truth == label).sum() / truth.size) <= high
-            ]
-            if members:
-                chosen = np.isin(truth, [0, *members])
-                region.add(truth[chosen], named[chosen])
-                edge.add_edges(true_edge[chosen], named_edge[chosen])
-    iou, biou = whole.iou(), edges.iou()
-    means = [area.mean_of_seen() for area in (*bins, *edge_bins)]
-    figures = [iou.mean(), biou.mean(), right / len(pairs), np.mean(f_measures), *means]
-    return {"figures": np.array(figures), "iou": iou, "biou": biou}
+class _Counts:
+    """What the scores are made of, of one image or several."""
+
+    def __init__(self) -> None:
+        self.whole, self.edges = _Areas(), _Areas()
+        self.bins = [_Areas() for _ in _BINS]
+        self.edge_bins = [_Areas() for _ in _BINS]
+        self.right = 0
+        self.f_measures: list[float] = []
+
+    def merge(self, other: _Counts) -> None:
+        """Add those of ``other``."""
+        for mine, its in zip(self._areas(), other._areas()):
+            mine.merge(its)
+        self.right += other.right
+        self.f_measures += other.f_measures
+
+    def scores(self) -> dict[str, np.ndarray]:
+        """The result to compare."""
+        iou, biou = self.whole.iou(), self.edges.iou()
+        means = [area.mean_of_seen() for area in (*self.bins, *self.edge_bins)]
+        images = len(self.f_measures)
+        figures = [iou.mean(), biou.mean(), self.right / images, np.mean(self.f_measures), *means]
+        return {"figures": np.array(figures), "iou": iou, "biou": biou}
+
+    def _areas(self) -> list[_Areas]:
+        return [self.whole, self.edges, *self.bins, *self.edge_bins]
 
 
-def _maps(pairs: list[tuple[Path, Path]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for truth, prediction in pairs:
-        yield _read(truth), _read(prediction)
+def _evaluate(pairs: list[tuple[Path, Path]], workers: int) -> dict[str, np.ndarray]:
+    together = sum(ordered_map(_met, pairs, workers), np.zeros((_CLASSES, _CLASSES)))
+    rows, columns = linear_sum_assignment(-together)
+    match = {0: 0, **{int(row) + 1: int(column) + 1 for row, column in zip(rows, columns)}}
+    total = _Counts()
+    for counts in ordered_map(partial(_count, match), pairs, workers):
+        total.merge(counts)
+    return total.scores()
+
+
+def _met(pair: tuple[Path, Path]) -> np.ndarray:
+    """(C, C): 1 where a predicted label and a true one are in the same image."""
+    truth, prediction = _read(pair[0]), _read(pair[1])
+    judged = truth != _IGNORE
+    true_labels = set(np.unique(truth[judged]).tolist()) - {0}
+    together = np.zeros((_CLASSES, _CLASSES))
+    for label in set(np.unique(prediction[judged]).tolist()) - {0}:
+        for true_label in true_labels:
+            together[label - 1, true_label - 1] += 1
+    return together
+
+
+def _count(match: dict[int, int], pair: tuple[Path, Path]) -> _Counts:
+    truth, prediction = _read(pair[0]), _read(pair[1])
+    counts = _Counts()
+    named = np.zeros_like(prediction)
+    for label in np.unique(prediction):
+        named[prediction == label] = match[label]
+    judged = truth != _IGNORE
+    true_edge, named_edge = _boundary(truth)[judged], _boundary(named)[judged]
+    truth, named = truth[judged], named[judged]
+    counts.whole.add(truth, named)
+    counts.edges.add_edges(true_edge, named_edge)
+    counts.right = int(_is_right(truth, named))
+    counts.f_measures.append(_f_measure(truth, named))
+    for (low, high), region, edge in zip(_BINS, counts.bins, counts.edge_bins):
+        members = [
+            label
+            for label in np.unique(truth)
+            if label > 0 and low < math.ceil(100 * (truth == label).sum() / truth.size) <= high
+        ]
+        if members:
+            chosen = np.isin(truth, [0, *members])
+            region.add(truth[chosen], named[chosen])
+            edge.add_edges(true_edge[chosen], named_edge[chosen])
+    return counts
 
 
 def _read(path: Path) -> np.ndarray:
     rgb = np.array(Image.open(path)).astype(np.int64)
     return rgb[:, :, 1] * 256 + rgb[:, :, 0]
-
-
-def _find_match(pairs: list[tuple[Path, Path]]) -> dict[int, int]:
-    together = np.zeros((_CLASSES, _CLASSES))
-    for truth, prediction in _maps(pairs):
-        judged = truth != _IGNORE
-        true_labels = set(np.unique(truth[judged]).tolist()) - {0}
-        for label in set(np.unique(prediction[judged]).tolist()) - {0}:
-            for true_label in true_labels:
-                together[label - 1, true_label - 1] += 1
-    rows, columns = linear_sum_assignment(-together)
-    return {0: 0, **{int(row) + 1: int(column) + 1 for row, column in zip(rows, columns)}}
 
 
 def _boundary(labels: np.ndarray) -> np.ndarray:
@@ -191,6 +223,11 @@ class _Areas:
         self.predicted += np.bincount(named, minlength=_CLASSES + 2)[1:]
         self.true += np.bincount(truth, minlength=_CLASSES + 2)[1:]
 
+    def merge(self, other: _Areas) -> None:
+        self.both += other.both
+        self.predicted += other.predicted
+        self.true += other.true
+
     def iou(self) -> np.ndarray:
         return self.both / (self.true + self.predicted - self.both + _EPS)
 
@@ -222,14 +259,24 @@ def same_scores(ours: Arrays, other: Arrays) -> Agreement:
     return Agreement(same_gaps and difference <= _TOLERANCE, text)
 
 
+def _case(how: str, all_cores: bool) -> Case:
+    height, width = _SIZE_HW
+    other = Side("official algorithm restated in numpy", partial(restated, all_cores))
+    return Case(
+        f"all scores of {_IMAGES} images of {width} x {height}, boundaries included, {how}",
+        {**our_side(partial(ours, all_cores)), "restated": other},
+        same_scores,
+        against="restated",
+        aim=0.1,
+        one_process=not all_cores,
+    )
+
+
 SUITE = Suite(
     module=__name__,
     prepare=prepare,
     cases={
-        "evaluator": Case(
-            f"all scores of {_IMAGES} images of {_SIZE_HW[1]} x {_SIZE_HW[0]}, boundaries included",
-            {"ours": ours, "torch": restated},
-            same_scores,
-        )
+        "evaluator": _case("a process for each core", True),
+        "evaluator_one_process": _case("one process", False),
     },
 )

@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compare import Agreement, Arrays, Case, Inputs, Side, Suite, no_inputs
+from benchmarks.cases import (
+    Agreement,
+    Arrays,
+    Case,
+    Inputs,
+    Loaded,
+    Suite,
+    in_torch,
+    no_inputs,
+    our_side,
+)
 from benchmarks.inputs import noise, random_weight
 
 _PRETRAIN_BATCH, _LARGE, _SMALL = 8, (2, 224), (6, 96)  # images; (crops of an image, pixels)
@@ -20,6 +30,7 @@ _FINETUNE_BATCH, _CROP = 4, 224
 _CLASSES = 50
 _STEP = 2000  # late enough for the prototypes to learn too
 _TOLERANCE = (1e-4, 1e-3)  # of the losses of the first two steps (the warm-up and the first run)
+_AIM = 1.0
 
 Values = dict[str, float]
 
@@ -45,7 +56,7 @@ def finetune_batch() -> tuple[np.ndarray, np.ndarray]:
 # Ours -------------------------------------------------------------------------------------------
 
 
-def our_pretraining(inputs: Inputs) -> Side:
+def our_pretraining(inputs: Inputs) -> Loaded:
     """A step of :class:`uss.pretrain.PretrainTask` before the queue takes part."""
     from uss import pretrain
     from uss.presets import preset
@@ -57,7 +68,7 @@ def our_pretraining(inputs: Inputs) -> Side:
     return _our_steps(task, (*crops, gridq, gridk), config.pretrain)
 
 
-def our_finetuning(inputs: Inputs) -> Side:
+def our_finetuning(inputs: Inputs) -> Loaded:
     """A step of :class:`uss.finetune.FinetuneTask`."""
     from pathlib import Path
 
@@ -72,7 +83,7 @@ def our_finetuning(inputs: Inputs) -> Side:
     return _our_steps(task, finetune_batch(), config.finetune)
 
 
-def _our_steps(task: Any, batch: Any, settings: Any) -> Side:
+def _our_steps(task: Any, batch: Any, settings: Any) -> Loaded:
     from core.runtime import jt
     from core.training.loop import train_step
 
@@ -88,7 +99,7 @@ def _our_steps(task: Any, batch: Any, settings: Any) -> Side:
 # The other side ---------------------------------------------------------------------------------
 
 
-def torch_pretraining(inputs: Inputs) -> Side:
+def torch_pretraining(inputs: Inputs) -> Loaded:
     """The same step in plain PyTorch."""
     import torch
 
@@ -110,7 +121,7 @@ def torch_pretraining(inputs: Inputs) -> Side:
     return _torch_steps(model, loss, config.pretrain)
 
 
-def torch_finetuning(inputs: Inputs) -> Side:
+def torch_finetuning(inputs: Inputs) -> Loaded:
     """The same step in plain PyTorch."""
     import torch
 
@@ -132,7 +143,7 @@ def torch_finetuning(inputs: Inputs) -> Side:
     return _torch_steps(model, loss, settings)
 
 
-def _torch_steps(model: Any, loss: Callable[[], Any], settings: Any) -> Side:
+def _torch_steps(model: Any, loss: Callable[[], Any], settings: Any) -> Loaded:
     import torch
 
     from benchmarks import torch_pass
@@ -149,7 +160,7 @@ def _torch_steps(model: Any, loss: Callable[[], Any], settings: Any) -> Side:
 # The comparison ---------------------------------------------------------------------------------
 
 
-def _recorded(step: Callable[[], Values]) -> Side:
+def _recorded(step: Callable[[], Values]) -> Loaded:
     """A side whose result is the losses of all steps, by name."""
     history: list[Values] = []
 
@@ -159,7 +170,7 @@ def _recorded(step: Callable[[], Values]) -> Side:
     def result(_outcome: Any) -> Arrays:
         return {name: np.array([values[name] for values in history]) for name in history[0]}
 
-    return Side(run, run, result)
+    return Loaded(run, run, result)
 
 
 def same_losses(ours: Arrays, torch: Arrays) -> Agreement:
@@ -180,13 +191,17 @@ SUITE = Suite(
         "pretrain_step": Case(
             f"pretraining step, ResNet18, {_LARGE[0]} x {_LARGE[1]} + {_SMALL[0]} x {_SMALL[1]} px,"
             f" batch {_PRETRAIN_BATCH}",
-            {"ours": our_pretraining, "torch": torch_pretraining},
+            {**our_side(our_pretraining), **in_torch("PyTorch", torch_pretraining)},
             same_losses,
+            aim=_AIM,
+            peak_aim=_AIM,
         ),
         "finetune_step": Case(
             f"fine-tuning step, ResNet50-UPerNet, {_CROP} px, batch {_FINETUNE_BATCH}",
-            {"ours": our_finetuning, "torch": torch_finetuning},
+            {**our_side(our_finetuning), **in_torch("PyTorch", torch_finetuning)},
             same_losses,
+            aim=_AIM,
+            peak_aim=_AIM,
         ),
     },
 )

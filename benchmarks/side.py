@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compare import load_suite
+from benchmarks.cases import load_suite
 from core.memory import resident_mib
 
 
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     """MODULE CASE SIDE INPUTS(JSON) RESULT(path of the .npz to write)."""
     module, name, side_name, inputs, result_path = arguments
     answers = _own_stdout()
-    side = load_suite(module).cases[name].sides[side_name](json.loads(inputs))
+    side = load_suite(module).cases[name].sides[side_name].load(json.loads(inputs))
     gc.collect()
     loaded = resident_mib("VmRSS")
     side.warm_up()

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import compare, sam_cases, shims
+from benchmarks import (
+    cases,
+    compare,
+    evaluator_cases,
+    machine,
+    onnx_encoder,
+    report,
+    sam_cases,
+    shims,
+)
+from benchmarks.inputs import noise
 from tests.conftest import ROOT
+from tests.helpers.benchmark_cases import tiny_encoder
 
+SIDES = ("ours", "torch")
 EXACT_KEYS = {"name", "ours_ms", "torch_ms", "ratio", "ours_peak_mib", "torch_peak_mib"}
 
 
@@ -29,7 +44,7 @@ def diary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_sides_take_turns_in_processes_of_their_own(diary: Path) -> None:
-    suite = compare.load_suite("tests.helpers.benchmark_cases")
+    suite = cases.load_suite("tests.helpers.benchmark_cases")
     (outcome,) = compare.measure(suite, ["differing"], runs=3)
     lines = [line.split() for line in diary.read_text().splitlines()]
     turns = [("ours", "run"), ("torch", "run")] * 3
@@ -38,30 +53,198 @@ def test_sides_take_turns_in_processes_of_their_own(diary: Path) -> None:
         ("torch", "warm-up"),
         *turns,
     ]
-    processes = {side: {line[2] for line in lines if line[0] == side} for side in compare.SIDES}
+    processes = {side: {line[2] for line in lines if line[0] == side} for side in SIDES}
     assert len(processes["ours"] | processes["torch"]) == 2 and len(processes["ours"]) == 1
     # The warm-up of half a second is not counted, and neither is the result's summing up.
     assert 20 <= outcome.median_ms["ours"] < 450 and 100 <= outcome.median_ms["torch"] < 450
-    assert [len(outcome.runs_ms[side]) for side in compare.SIDES] == [3, 3]
+    assert [len(outcome.runs_ms[side]) for side in SIDES] == [3, 3]
     # Memory is that of one side, and of one run at a time.
     for side, mib in (("ours", 64), ("torch", 256)):
         assert mib - 8 < outcome.peak_mib[side] - outcome.loaded_mib[side] < 1.5 * mib
-    assert not outcome.agreement.holds
+    assert not outcome.same_result
 
 
-def test_the_median_counts() -> None:
-    outcome = compare.Outcome(
-        "case",
-        {"ours": [1.0, 90.0, 2.0], "torch": [4.0, 4.0, 5.0]},
-        {"ours": 30.0, "torch": 60.0},
-        {"ours": 10.0, "torch": 10.0},
-        compare.Agreement(True, "same"),
+def outcome_of(**changes: Any) -> report.Outcome:
+    """Figures of a case with all four kinds of sides."""
+    sides = {
+        **cases.our_side(lambda inputs: None),
+        **cases.in_torch("official code", lambda inputs: None),
+        "onnxruntime": cases.Side("ONNX Runtime", lambda inputs: None),
+    }
+    case = cases.Case("the work", sides, lambda ours, other: None, aim=0.45, peak_aim=0.15)
+    figures = {
+        "runs_ms": {
+            "ours": [1000.0, 90_000.0, 2000.0],
+            "torch": [4000.0, 4000.0, 5000.0],
+            "torch_as_shipped": [20_000.0] * 3,
+            "onnxruntime": [1000.0] * 3,
+        },
+        "peak_mib": dict(zip(sides, (30.0, 60.0, 40.0, 20.0))),
+        "loaded_mib": dict.fromkeys(sides, 10.0),
+        "environment": {name: side.environment for name, side in sides.items()},
+        "agreement": {name: cases.Agreement(True, "error 0") for name in sides if name != "ours"},
+    }
+    case = dataclasses.replace(case, **changes)
+    return report.Outcome("case", case, **figures)
+
+
+def test_the_median_counts_and_the_ratio_is_to_the_tuned_side() -> None:
+    found = outcome_of().as_json(machine.describe())
+    assert (found["ours_ms"], found["torch_ms"], found["ratio"]) == (2000.0, 4000.0, 0.5)
+    assert (found["compared_with"], found["aim"], found["peak_aim"]) == ("torch", 0.45, 0.15)
+    assert found["ratios"] == {"torch": 0.5, "torch_as_shipped": 0.1, "onnxruntime": 2.0}
+    assert found["peak_ratio"] == 0.5 and found["peak_ratios"]["torch_as_shipped"] == 0.75
+    assert found["sides"]["torch"]["environment"] == dict(cases.KEEP_MEMORY)
+    assert found["sides"]["torch_as_shipped"]["environment"] == {}
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_tables_name_sides_ratios_and_aims() -> None:
+    other = dataclasses.replace(outcome_of(), name="other")
+    sides = {name: side for name, side in other.case.sides.items() if name != "onnxruntime"}
+    other = dataclasses.replace(
+        other,
+        case=dataclasses.replace(other.case, sides=sides, aim=None),
+        runs_ms={name: other.runs_ms[name] for name in sides},
+        peak_mib={name: other.peak_mib[name] for name in sides},
+        agreement={name: other.agreement[name] for name in sides if name != "ours"},
     )
-    found = outcome.as_json()
-    assert (found["ours_ms"], found["torch_ms"], found["ratio"]) == (2.0, 4.0, 0.5)
-    assert "| case | 2 ms | 4 ms | 0.50 | 30 MiB | 60 MiB | 0.50 | yes: same |" in compare.table(
-        [outcome]
+    text = report.markdown([outcome_of(), other], machine.describe())
+    assert (
+        "| time | this project | official code, tuned | official code, as shipped | ONNX Runtime "
+        "| aim |\n|---|---|---|---|---|---|\n"
+        "| `case`: the work | 2.00 s | 4.00 s (**0.50**) | 20.0 s (0.10) | 1.00 s (2.00) | 0.45 |\n"
+        "| `other`: the work | 2.00 s | 4.00 s (**0.50**) | 20.0 s (0.10) | – |  |\n"
+    ) in text
+    assert "| `case`: the work | 30 MiB | 60 MiB (**0.50**) | 40 MiB (0.75) | 20 MiB (1.50)" in text
+    assert "- `case`: official code, tuned: same result, error 0; official code, as shipped" in text
+    assert "3 runs of each side" in text
+
+
+def test_several_processes_have_no_peak() -> None:
+    outcome = outcome_of(one_process=False)
+    found = outcome.as_json(machine.describe())
+    assert found["peak_ratio"] is found["ours_peak_mib"] is found["peak_ratios"] is None
+    assert "memory" not in report.markdown([outcome], machine.describe())
+
+
+@pytest.mark.parametrize(("load", "busy"), [(0.1, False), (3.0, True)])
+def test_a_busy_machine_is_written_down(
+    load: float, busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 9.0, 9.0))
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    found = machine.describe()
+    assert (found["load"], found["busy"], found["cores"]) == (load, busy, 2)
+    assert found["processor"] and found["versions"]["numpy"] == np.__version__
+    text = report.markdown([outcome_of()], found)
+    assert ("The machine was busy (load 3.0 on 2 cores)" in text) == busy
+    assert found["processor"] in text and f"load {load} at the start" in text
+
+
+# The environment of the sides -------------------------------------------------------------------
+
+
+def test_sides_have_equal_cores_and_only_the_tuned_one_an_allocator(
+    diary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    suite = cases.load_suite("tests.helpers.benchmark_cases")
+    (outcome,) = compare.measure(suite, ["reporting"], runs=1)
+    assert outcome.same_result, "other cores or threads"
+    tuned = [int(value) for value in cases.KEEP_MEMORY.values()]
+    untouched = [-1, -1, -1]
+    assert outcome.agreement["torch"].text == f"{untouched} and {tuned}"
+    assert outcome.agreement["torch_as_shipped"].text == f"{untouched} and {untouched}"
+    threads = str(compare.usable_cores())
+    for name, variables in outcome.environment.items():
+        assert variables["OMP_NUM_THREADS"] == threads
+        allocator = {k: v for k, v in variables.items() if k.startswith(("MALLOC_", "GLIBC_"))}
+        assert allocator == (dict(cases.KEEP_MEMORY) if name == "torch" else {})
+
+
+@pytest.mark.parametrize("module", command.SUITES.values())
+def test_no_case_gives_a_side_other_cores(module: str) -> None:
+    for case in cases.load_suite(module).cases.values():
+        assert next(iter(case.sides)) == "ours" and case.against in case.sides
+        assert case.aim is not None
+        for name, side in case.sides.items():
+            assert side.environment == (cases.KEEP_MEMORY if name == "torch" else {})
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_the_tuned_allocator_takes_no_page_faults() -> None:
+    code = (
+        "import resource\n"
+        "def faults():\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "block = b'x' * (48 << 20); del block\n"
+        "before = faults()\n"
+        "for _ in range(5):\n"
+        "    block = b'x' * (48 << 20); del block\n"
+        "print(faults() - before)\n"
     )
+    tuned, shipped = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code],
+                env=compare.environment(own),
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for own in (cases.KEEP_MEMORY, {})
+    )
+    assert tuned < 100 and shipped > 100 * max(1, tuned)
+
+
+@pytest.mark.parametrize(("name", "processes"), [("evaluator", 3), ("evaluator_one_process", 1)])
+def test_both_evaluators_have_as_many_processes(
+    name: str, processes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tools.evaluate import folder
+
+    given: list[int] = []
+
+    def counted(work: Any, items: Any, workers: int) -> Any:
+        given.append(workers)
+        return map(work, items)
+
+    monkeypatch.setattr(evaluator_cases, "_IMAGES", 6)
+    monkeypatch.setattr(evaluator_cases, "usable_cores", lambda: 3)
+    monkeypatch.setattr(evaluator_cases, "ordered_map", counted)
+    monkeypatch.setattr(folder, "ordered_map", counted)
+    inputs = evaluator_cases.prepare(tmp_path)
+    results = []
+    for side in evaluator_cases.SUITE.cases[name].sides.values():
+        given.clear()
+        loaded = side.load(inputs)
+        results.append(loaded.result(loaded.run()))
+        assert set(given) == {processes}
+    assert evaluator_cases.same_scores(*results).holds
+    results[1]["iou"] = results[1]["iou"] + 1e-6
+    assert not evaluator_cases.same_scores(*results).holds
+
+
+def test_the_evaluator_from_end_to_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "evaluate", "--json", "--runs", "1"],
+        cwd=ROOT,
+        env={**os.environ, "EVALUATE_IMAGES": "8"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    several, one = json.loads(done.stdout)
+    for found in (several, one):
+        assert found["compared_with"] == "restated" and found["restated_ms"] > 0
+        assert not any("torch" in key for key in found)
+        assert found["machine"]["cores"] == compare.usable_cores()
+    assert several["ours_peak_mib"] is None and one["ours_peak_mib"] > 0
 
 
 def test_json_and_exit_code(diary: Path) -> None:
@@ -81,6 +264,7 @@ def test_json_and_exit_code(diary: Path) -> None:
         assert done.returncode == exit_code, done.stderr
         (found,) = json.loads(done.stdout)
         assert set(found) >= EXACT_KEYS and found["name"] == case
+        assert found["machine"]["processor"] and found["sides"]["ours"]["environment"]
         assert "run 1 of 1" in done.stderr
 
 
@@ -99,6 +283,8 @@ def test_what_is_refused(
     assert "unknown case 'nothing'; the cases are differing" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main(["sam", "--runs", "0"])
+    with pytest.raises(SystemExit):
+        command.main(["kmeans"])
     monkeypatch.setitem(command.SUITES, "sam", "benchmarks.sam_cases")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     capsys.readouterr()
@@ -113,6 +299,23 @@ def test_cases_load_neither_side_with_the_list() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_automatic_masks_name_their_encoder() -> None:
+    named = {name: case.what for name, case in sam_cases.SUITE.cases.items() if "amg" in name}
+    assert {("vit_b" in name, "ViT-B" in what) for name, what in named.items()} == {
+        (False, False),
+        (True, True),
+    }
+    assert all("TinyViT" in what or "ViT-B" in what for what in named.values())
+
+
+def test_vit_b_is_the_official_one_where_it_lies_in_weights(tmp_path: Path) -> None:
+    assert sam_cases.official_vit_b(tmp_path) is None
+    (tmp_path / "mobile_sam.pt").touch()
+    assert sam_cases.official_vit_b(tmp_path) is None
+    (tmp_path / "sam_vit_b_01ec64.pth").touch()
+    assert sam_cases.official_vit_b(tmp_path) == tmp_path / "sam_vit_b_01ec64.pth"
 
 
 # Comparing results ------------------------------------------------------------------------------
@@ -210,6 +413,23 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.torch
+def test_onnx_runtime_gives_what_torch_gives(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    inputs = {"exports": str(tmp_path)}
+    side = onnx_encoder.load(tiny_encoder, inputs)
+    (path,) = tmp_path.glob("*.onnx")
+    image = torch.from_numpy(noise(0, (1, 3, 1024, 1024)))
+    with torch.no_grad():
+        expected = tiny_encoder(inputs).image_encoder(image).numpy()
+    found = side.result(side.run())
+    assert sam_cases.same_values(found, {"embedding": expected}).holds
+    written = path.stat().st_mtime_ns
+    onnx_encoder.load(tiny_encoder, inputs)
+    assert path.stat().st_mtime_ns == written, "exported twice"
+
+
+@pytest.mark.torch
 def test_stand_ins_are_put_where_the_official_code_looks() -> None:
     pytest.importorskip("torch")
     code = (
@@ -257,3 +477,7 @@ def test_a_real_case_from_end_to_end() -> None:
     found = json.loads(done.stdout)
     assert [case["name"] for case in found] == ["tiny_vit_encoder", "mask_decoder_64"]
     assert all(case["same_result"] and set(case) >= EXACT_KEYS for case in found)
+    assert [set(case["ratios"]) for case in found] == [
+        {"torch", "torch_as_shipped", "onnxruntime"},
+        {"torch", "torch_as_shipped"},
+    ]

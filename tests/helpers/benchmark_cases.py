@@ -6,11 +6,23 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from benchmarks.compare import Agreement, Arrays, Case, Inputs, Side, Suite
+from benchmarks.cases import (
+    KEEP_MEMORY,
+    Agreement,
+    Arrays,
+    Case,
+    Inputs,
+    Loaded,
+    Side,
+    Suite,
+    in_torch,
+    our_side,
+)
 
 MIB = 1 << 20
 
@@ -23,7 +35,7 @@ def prepare(folder: Path) -> Inputs:
 def side(name: str, seconds: float, mib: int) -> Any:
     """A side that sleeps and takes memory; its first run, the warm-up, is slower."""
 
-    def load(inputs: Inputs) -> Side:
+    def load(inputs: Inputs) -> Loaded:
         diary = Path(inputs["diary"])
         print("a library that prints to stdout")
 
@@ -40,7 +52,7 @@ def side(name: str, seconds: float, mib: int) -> Any:
             time.sleep(seconds)
             return np.ones(mib * MIB, np.uint8)
 
-        return Side(warm_up, run, lambda outcome: {"sum": np.array(outcome.sum() // MIB)})
+        return Loaded(warm_up, run, lambda outcome: {"sum": np.array(outcome.sum() // MIB)})
 
     return load
 
@@ -50,14 +62,41 @@ def agree(ours: Arrays, torch: Arrays) -> Agreement:
     return Agreement(bool(ours["sum"] == torch["sum"]), f"{ours['sum']} and {torch['sum']}")
 
 
-def fails(inputs: Inputs) -> Side:
+def fails(inputs: Inputs) -> Loaded:
     """Loads nothing."""
     raise RuntimeError("no such weights")
 
 
-def dies(inputs: Inputs) -> Side:
+def dies(inputs: Inputs) -> Loaded:
     """Is killed, as by a lack of memory, when it runs."""
-    return Side(lambda: None, lambda: os.kill(os.getpid(), signal.SIGKILL), lambda _: {})
+    return Loaded(lambda: None, lambda: os.kill(os.getpid(), signal.SIGKILL), lambda _: {})
+
+
+def reports(inputs: Inputs) -> Loaded:
+    """Its result is what its process was given: the allocator's variables, threads and cores."""
+    threads = [int(os.environ[f"{name}_NUM_THREADS"]) for name in ("OMP", "MKL", "OPENBLAS")]
+    allocator = [int(os.environ.get(name, -1)) for name in KEEP_MEMORY]
+    given = {"allocator": allocator, "threads": threads, "cores": sorted(os.sched_getaffinity(0))}
+    return Loaded(lambda: None, lambda: given, lambda _: {k: np.array(v) for k, v in given.items()})
+
+
+def tuned_alone(ours: Arrays, other: Arrays) -> Agreement:
+    """Holds where the cores are the same; the text says what the allocators were given."""
+    same = all(np.array_equal(ours[key], other[key]) for key in ("threads", "cores"))
+    return Agreement(same, f"{ours['allocator'].tolist()} and {other['allocator'].tolist()}")
+
+
+def tiny_encoder(inputs: Inputs) -> Any:
+    """Something with an ``image_encoder`` in PyTorch."""
+    import torch
+
+    torch.manual_seed(0)
+    return SimpleNamespace(image_encoder=torch.nn.Conv2d(3, 2, 64, 64))
+
+
+def pair(ours: Any, other: Any) -> dict[str, Side]:
+    """Two sides."""
+    return {"ours": Side("this project", ours), "torch": Side("official code", other)}
 
 
 SMALL, LARGE = side("ours", 0.02, 64), side("torch", 0.1, 256)
@@ -65,9 +104,14 @@ SUITE = Suite(
     module=__name__,
     prepare=prepare,
     cases={
-        "differing": Case("another result", {"ours": SMALL, "torch": LARGE}, agree),
-        "agreeing": Case("the same", {"ours": SMALL, "torch": side("torch", 0.05, 64)}, agree),
-        "failing": Case("cannot load", {"ours": fails, "torch": LARGE}, agree),
-        "dying": Case("is killed", {"ours": SMALL, "torch": dies}, agree),
+        "differing": Case("another result", pair(SMALL, LARGE), agree),
+        "agreeing": Case("the same", pair(SMALL, side("torch", 0.05, 64)), agree),
+        "failing": Case("cannot load", pair(fails, LARGE), agree),
+        "dying": Case("is killed", pair(SMALL, dies), agree),
+        "reporting": Case(
+            "what is given",
+            {**our_side(reports), **in_torch("official code", reports)},
+            tuned_alone,
+        ),
     },
 )
