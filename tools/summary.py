@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from core import pictures
@@ -24,7 +23,7 @@ _SHEET = "sheet.png"
 
 def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Print scores and times of ``--run`` and ``--result``, and write the picture sheet."""
-    parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} summary", description=__doc__)
+    parser = flags.Parser(prog=f"python -m {pipeline.name} summary", description=__doc__)
     flags.add_place(parser, flags.DATA, "data set folder", required=True)
     flags.add_place(parser, flags.RUN, "run folder", required=True)
     flags.add_place(parser, flags.RESULT, "where test.py wrote", required=True)
