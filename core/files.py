@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from core.errors import UserError
+from core.errors import UserError, names_file
 
 #: What reading an archive raises that is damaged.
 BROKEN_ZIP = (
@@ -46,10 +46,17 @@ def atomic_write(path: Path, mode: str = "wb", sync: bool = False) -> Iterator[I
             archives).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         os.fchmod(handle, 0o644)
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with (
+            names_file(path),
+            os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file,
+        ):
             yield file
             if sync:
                 file.flush()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from core.errors import UserError
-from core.files import json_or_empty, private_folder, read_json, write_json
+from core.files import atomic_write, json_or_empty, private_folder, read_json, write_json
 
 
 @pytest.mark.parametrize(
@@ -108,3 +109,13 @@ def test_a_file_is_no_private_folder(tmp_path: Path) -> None:
     for name in ("cache", "nowhere"):
         with pytest.raises(UserError, match=f"{name} is no folder; "):
             private_folder(tmp_path / name)
+
+
+def test_a_write_that_fails_names_the_file(tmp_path: Path) -> None:
+    path, full = tmp_path / "facts.json", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left on device: '.*facts.json'"):
+        with atomic_write(path):
+            raise full
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="Operation not permitted|No such file.*: '/proc/facts.json'"):
+        write_json(Path("/proc/facts.json"), {})
