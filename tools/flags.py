@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
-from core.config import at_least, between, number
+from core.config import Rule, between, number
 from core.data.label_maps import IGNORE
 from core.data.workers import MOST_WORKERS
 from core.errors import UserError
@@ -63,7 +63,8 @@ def add_seed(parser: Any, help: str) -> None:
 
 def add_count(parser: Any, name: str, least: int, help: str, **options: Any) -> None:
     """Add a flag that states a number of things."""
-    parser.add_argument(name, type=number(int, at_least(least)), metavar="N", help=help, **options)
+    rule = Rule(f"{least} or more", lambda value: value >= least)
+    parser.add_argument(name, type=number(int, rule), metavar="N", help=help, **options)
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:

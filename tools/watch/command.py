@@ -5,11 +5,9 @@ sees its folder.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from core.config import between, number, seconds
@@ -18,7 +16,7 @@ from core.pipeline.stage import Pipeline
 from core.text import duration
 from tools import flags
 from tools.watch.serve import serve
-from tools.watch.state import FINISHED, RUNNING, STOPPED, RunState, StageState
+from tools.watch.state import FINISHED, RUNNING, STOPPED, RunState, StageState, as_json
 
 _CLEAR = "\x1b[H\x1b[J"
 _BAR = 10
@@ -33,7 +31,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
         raise UserError(f"{options.run} is not a folder; name the run folder (runs/PRESET)")
     state = RunState(options.run, pipeline, options.data, options.result)
     if options.json:
-        print(json.dumps([asdict(stage) for stage in state.stages()], indent=2))
+        print(as_json(state.stages(), indent=2))
         return 0
     try:
         if options.serve:

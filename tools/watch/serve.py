@@ -26,14 +26,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 from core.errors import UserError
 from core.pipeline.folders import PROJECT_ROOT
-from tools.watch.state import RunState, StageState
+from tools.watch.state import RunState, StageState, as_json
 
 _HOST = "127.0.0.1"
 _NAMES = (_HOST, "localhost", "[::1]")  # of this machine, in a request's Host
@@ -108,7 +107,7 @@ class _Site:
 
     def state(self) -> str:
         """The live state as JSON."""
-        return json.dumps([asdict(stage) for stage in self._stages()])
+        return as_json(self._stages())
 
     def report(self) -> tuple[int, str]:
         """(status, page) of the report, made anew where the run has gone on; 503 while another
