@@ -90,6 +90,8 @@ def main_guard(main: Main) -> Main:
 
 def _say(text: str) -> None:
     """Print one line on stderr; names of files may hold line breaks."""
+    if sys.stderr is None:
+        return
     try:
         print(text.replace("\n", "\\n"), file=sys.stderr, flush=True)
     except OSError:  # nobody reads it
@@ -147,7 +149,8 @@ def _output_complete() -> Iterator[None]:
         yield
     finally:
         try:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as it is where the program was started with it closed
+                sys.stdout.flush()
         except OSError as error:
             if not isinstance(error, BrokenPipeError):
                 _to_nowhere(sys.stdout)
@@ -160,7 +163,7 @@ def _nobody_reads() -> bool:
     printed goes nowhere.
     """
     gone = False
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         poll = select.poll()
         with contextlib.suppress(OSError, ValueError):  # it is closed, or no file
             poll.register(stream.fileno(), 0)

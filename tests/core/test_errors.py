@@ -87,6 +87,12 @@ def test_a_reader_that_goes_before_the_help_is_no_error() -> None:
         assert done.stderr == "141\n"
 
 
+def test_output_that_is_closed_is_no_error() -> None:
+    assert shell('"$PYTHON" -m uss --help >&-').stderr == ""
+    done = shell('"$PYTHON" -m uss nothing 2>&-')
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_output_that_cannot_be_written_is_one_line() -> None:
     for words in ("-m uss --help", "-m uss watch --help"):
         done = shell(f'"$PYTHON" {words} > /dev/full')
