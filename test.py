@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog=REFINE.command,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add(*flags.MATCH_FILE[::-1], dest="match_file", type=Path, help=match)
     add("-a", "--arch", help="trunk that the checkpoint must have (any)")
     flags.add_num_classes(parser, "class count that it must have (any)")
-    add("--max_res", type=int, help="cap logits to max_res^2 pixels; 0 = never (1000)")
+    flags.add_count(parser, "--max_res", 0, "cap logits to max_res^2 pixels; 0 = never (1000)")
     flags.add_place(parser, flags.RUN, "run folder of train_1..4.sh (runs/PRESET, or the only one)")
     add("--preset", choices=sorted(PRESETS), help="settings (those the segmenter was trained with)")
     add("--masks", choices=("sam", "superpixels"), help="source of masks (sam)")
@@ -92,20 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep-stale", action="store_true", help=stale)
     usual = RefinedRun.image_timeout_s
     hung = f"after which an image counts as hung ({usual:g})"
-    add("--image-timeout", type=seconds, default=usual, metavar="SECONDS", help=hung)
+    kind = core_config.number(float, core_config.seconds())
+    add("--image-timeout", type=kind, default=usual, metavar="SECONDS", help=hung)
     pixels = f"refuse images of more pixels ({MAX_PIXELS})"
-    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=pixels)
+    flags.add_count(parser, "--max-pixels", 1, pixels, default=MAX_PIXELS)
     add("--unmatched", action="store_true", help="put no match.json into the archive")
     add_method_arguments(parser)
     return parser
-
-
-def seconds(text: str) -> float:
-    """A time of the command line; argparse names this function where it is no number."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError("must be positive")
-    return value
 
 
 def _run_folder(options: argparse.Namespace) -> Path:

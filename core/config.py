@@ -9,8 +9,11 @@ which is checked when the setting is given, and by :func:`check` for a whole con
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable, TypeVar
@@ -19,6 +22,8 @@ from core.errors import UserError
 
 Config = TypeVar("Config")
 
+_SHOWN = 40  # characters of a bad value
+_MOST = 2**63 - 1  # of an integer in an array
 _BEFORE = "before"  # in the metadata of an added field
 
 
@@ -109,6 +114,8 @@ def _replace(config: Any, keys: list[str], text: str, full: str) -> Any:
         raise UserError(f"unknown setting {full!r}: {keys[0]!r} has no fields")
     else:
         value = _checked(hints[keys[0]], _parsed(hints[keys[0]], text), full)
+        if not all(map(_is_usable, value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"{full} must be a finite number of usual size, is {text[:_SHOWN]}")
         _require(type(config).__dataclass_fields__[keys[0]], full, value)
     return dataclasses.replace(config, **{keys[0]: value})
 
@@ -123,8 +130,15 @@ def _parsed(hint: Any, text: str) -> Any:
         text = f"[{text}]"
     try:
         return json.loads(text.lower() if hint is bool else text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # ValueError: no JSON, or thousands of digits
         return text
+
+
+def _is_usable(value: Any) -> bool:
+    """False of infinities, NaN, and integers that no array could hold."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or -_MOST - 1 <= value <= _MOST
 
 
 def _checked(hint: Any, value: Any, key: str) -> Any:
@@ -133,11 +147,14 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
         if isinstance(value, (list, tuple)):
             return tuple(_checked(typing.get_args(hint)[0], entry, key) for entry in value)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # of an integer larger than any float
+            return float(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     name = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
-    raise UserError(f"{key} expects {name}, not {value!r}")
+    shown = repr(value)
+    shown = shown if len(shown) <= 2 * _SHOWN else f"{shown[: 2 * _SHOWN]}..."
+    raise UserError(f"{key} expects {name}, not {shown}")
 
 
 def require_positive(settings: Mapping[str, float]) -> None:
@@ -222,6 +239,11 @@ def no_percentage() -> Rule:
     )
 
 
+def seconds(most: float = 30 * 86400) -> Rule:
+    """A time above 0 that the system's clocks can wait for; a month at most."""
+    return Rule(f"positive and at most {most:.0f} seconds", lambda value: 0 < value <= most)
+
+
 def one_of(*choices: Any) -> Rule:
     """One of a few values."""
     words = f"one of {', '.join(map(str, choices))}"
@@ -235,6 +257,25 @@ def one_of(*choices: Any) -> Rule:
 def each(rule: Rule) -> Rule:
     """Every entry of a tuple keeps ``rule``."""
     return Rule(f"{rule.words} each", lambda values: all(map(rule.holds, values)))
+
+
+def number(kind: type[int] | type[float], rule: Rule | None = None) -> Callable[[str], Any]:
+    """The ``type`` of a flag of argparse that takes a finite number which keeps a rule."""
+    wanted = "a whole number" if kind is int else "a finite number"
+    words = f"{wanted}, {rule.words}" if rule else wanted
+
+    def parsed(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:  # also of thousands of digits
+            raise argparse.ArgumentTypeError(f"must be {words}, is {text[:_SHOWN]!r}") from None
+        if rule is not None and not rule.holds(value):
+            raise argparse.ArgumentTypeError(f"must be {rule.words}, is {str(value)[:_SHOWN]}")
+        if not _is_usable(value):
+            raise argparse.ArgumentTypeError(f"must be {words}, is {str(value)[:_SHOWN]}")
+        return value
+
+    return parsed
 
 
 def setting(default: Any, rule: Rule | None = None, help: str = "") -> Any:

@@ -7,9 +7,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
+import shlex
+import stat
 import struct
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -17,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from core.errors import UserError
+from core.errors import UserError, names_file
 
 #: What reading an archive raises that is damaged.
 BROKEN_ZIP = (
@@ -44,10 +46,17 @@ def atomic_write(path: Path, mode: str = "wb", sync: bool = False) -> Iterator[I
             archives).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         os.fchmod(handle, 0o644)
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with (
+            names_file(path),
+            os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file,
+        ):
             yield file
             if sync:
                 file.flush()
@@ -57,6 +66,46 @@ def atomic_write(path: Path, mode: str = "wb", sync: bool = False) -> Iterator[I
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder (mode 0700, its parents as usual) out of which code is run, or make sure of one
+    that exists: that nobody else can put anything into it or into its place.
+
+    Returns:
+        The folder without links, so that no link can lead elsewhere afterwards.
+
+    Raises:
+        UserError: the folder, or the link that stands for it, belongs to another user, others may
+            write into it, or everybody may rename what lies in a folder above. The text says
+            how to mend it after "; ".
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    real, user = path.resolve(), os.geteuid()
+    if not real.is_dir():
+        raise UserError(f"{path} is no folder; rm {shlex.quote(str(path))}")
+    for place, status in ((path, path.lstat()), (real, real.stat())):
+        if status.st_uid != user:
+            raise UserError(
+                f"{place} belongs to user {status.st_uid}, and what lies in it would be run as "
+                f"user {user}, who is you; name a folder of your own"
+            )
+    if real.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        quoted = shlex.quote(str(real))
+        raise UserError(
+            f"{real} can be written by other users, and what lies in it is run as you; "
+            f"rm -r {quoted} (or, where you trust all that is in it, chmod go-w {quoted})"
+        )
+    for above in real.parents:
+        mode = above.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise UserError(
+                f"every user can write into {above} and put another folder in the place of "
+                f"{real}; chmod o-w {shlex.quote(str(above))}, or name a folder elsewhere"
+            )
+    return real
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -105,8 +154,10 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value of a JSON file is a finite number, small enough for a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def number(value: Any) -> float | None:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from core.errors import names_file
+
 Item = TypeVar("Item")
 
 
@@ -58,5 +60,5 @@ class StageLog:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"time": round(time.time(), 3), **values}, sort_keys=True)
-        with open(self.path, "a", encoding="utf-8") as file:
+        with names_file(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError, under_mpi
+from core.files import private_folder
 
 # Jittor looks for exactly this folder name below <home>/.cache/jittor/mkl before it tries to
 # download.
@@ -69,6 +70,19 @@ def cache_dir() -> Path:
     return Path(base).absolute() / "uss-jittor"
 
 
+def own_cache_dir() -> Path:
+    """:func:`cache_dir`, made where it is missing, without links and safe to load code from: nobody
+    else can write into it.
+
+    Raises:
+        UserError: it belongs to another user, or others can write into it; says how to mend that.
+    """
+    try:
+        return private_folder(cache_dir())
+    except UserError as error:
+        raise UserError(f"cache folder {error} (USS_CACHE names it)") from error
+
+
 def start() -> Any:
     """Import Jittor (once per process) and return the module.
 
@@ -76,8 +90,8 @@ def start() -> Any:
     else CPU), ``cpu``, or ``cuda`` (an error where none is usable).
 
     Raises:
-        UserError: no C++ compiler, no Python headers, no oneDNN wheel, or no usable CUDA when it
-            was asked for.
+        UserError: no C++ compiler, no Python headers, no oneDNN wheel, no usable CUDA when it was
+            asked for, or a cache folder that others can write.
     """
     global _jittor
     with _lock:
@@ -242,7 +256,7 @@ def _python_config() -> str | None:
 
 
 def _jittor_home() -> Path:
-    return cache_dir() / "jittor"
+    return own_cache_dir() / "jittor"
 
 
 def _onednn_shim() -> Path:

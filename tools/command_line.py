@@ -95,7 +95,7 @@ def config_from(options: argparse.Namespace, pipeline: Pipeline) -> Any:
 
 def stage_parser(pipeline: Pipeline, stage: Stage) -> argparse.ArgumentParser:
     """The arguments of a stage's command."""
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog=f"python -m {pipeline.name} {stage.command}",
         description=_described(stage),
         epilog=_settings_of(pipeline, stage),
@@ -104,7 +104,7 @@ def stage_parser(pipeline: Pipeline, stage: Stage) -> argparse.ArgumentParser:
     add_config_arguments(parser, pipeline)
     flags.add_place(parser, flags.DATA, "data set folder", default=pipeline.default_data)
     flags.add_place(parser, flags.RUN, "run folder (default runs/PRESET)")
-    parser.add_argument("--workers", type=int, help="processes that read images; 0: none beside")
+    flags.add_workers(parser, "processes that read images; 0: none beside", least=0)
     add_train_arguments(parser)
     for flag in (*pipeline.flags, *stage.flags):
         add_flag(parser, flag)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from core import pictures
 from core.data.images import load_rgb
 from core.data.label_maps import load_label
 from core.data.layout import open_layout
-from core.files import read_json
 from core.pipeline.folders import VALIDATION, ResultFolder, RunFolder
 from core.pipeline.stage import Pipeline
 from core.pipeline.times import stage_seconds
 from core.scoring.matching import apply_match, read_match
 from tools import flags
 from tools.evaluate.table import AFTER, BEFORE
-from tools.submission.results import MATCH, evaluation_path
+from tools.submission.results import MATCH, read_evaluation
 
 _ROWS = 6
 _SHEET = "sheet.png"
@@ -24,7 +22,7 @@ _SHEET = "sheet.png"
 
 def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Print scores and times of ``--run`` and ``--result``, and write the picture sheet."""
-    parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} summary", description=__doc__)
+    parser = flags.Parser(prog=f"python -m {pipeline.name} summary", description=__doc__)
     flags.add_place(parser, flags.DATA, "data set folder", required=True)
     flags.add_place(parser, flags.RUN, "run folder", required=True)
     flags.add_place(parser, flags.RESULT, "where test.py wrote", required=True)
@@ -34,8 +32,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
     for stage, value in seconds.items():
         print(f"{stage:26}{value:9.1f}")
     print(f"{'all stages':26}{sum(seconds.values()):9.1f}\n")
-    path = evaluation_path(options.result, VALIDATION)
-    scores = read_json(path, "the scores that test.py writes")
+    scores = read_evaluation(options.result, VALIDATION, BEFORE, AFTER)
     for name in (BEFORE, AFTER):
         print(f"validation mIoU {name.replace('_', ' ')}: {100 * scores[name]['miou']:.2f} %")
     sheet = write_sheet(options.data, options.result, len(scores[AFTER]["iou"]) - 1)

@@ -90,9 +90,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
 
 
 def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {pipeline.name} visualize", description=__doc__
-    )
+    parser = flags.Parser(prog=f"python -m {pipeline.name} visualize", description=__doc__)
     add = parser.add_argument
     add("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them")
     kinds = "what to lay over them; may be repeated (prediction)"

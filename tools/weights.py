@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from core.errors import UserError
@@ -10,15 +9,14 @@ from core.log import warn
 from core.pipeline.folders import WEIGHTS
 from core.pipeline.stage import Pipeline
 from sam.weights import STAGE, cache_folder, fetch_sam, fetched_path, find_sam, manifest
+from tools import flags
 
 
 def main(arguments: list[str], pipeline: Pipeline) -> int:
     """``python -m NAME weights``: fetch what can be fetched, then print what is there and what may
     be added by hand.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {pipeline.name} weights", description=main.__doc__
-    )
+    parser = flags.Parser(prog=f"python -m {pipeline.name} weights", description=main.__doc__)
     parser.add_argument("--weights-dir", type=Path, default=WEIGHTS, help="default: %(default)s")
     folder = parser.parse_args(arguments).weights_dir
     problem: UserError | None = None

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+from core.config import number
 from core.pipeline.folders import SPLITS, TRAIN, VALIDATION, ResultFolder
 from core.pipeline.stage import Cost, Flag, Kind, Pipeline, SegmenterAccess, Stage
 from tools import flags
@@ -26,7 +27,7 @@ _ATTENTION_THRESHOLD = Flag(
     ("--threshold", "-t"),
     "fraction below which attention counts as 0 (default: the preset's)",
     setting="pixel_attention.threshold",
-    options={"type": float, "metavar": "T"},
+    options={"type": number(float), "metavar": "T"},
 )
 _MATCH_FILE = Flag(
     flags.MATCH_FILE,
@@ -76,13 +77,13 @@ PRETRAIN = Stage(
             ("--shallow",),
             "shallow stages out of 1, 2, 3 that are supervised too; none: --shallow",
             setting="pretrain.shallow",
-            options={"type": int, "nargs": "*", "metavar": "STAGE"},
+            options={"type": number(int), "nargs": "*", "metavar": "STAGE"},
         ),
         Flag(
             ("--weights",),
             "of the image loss and of each shallow stage (default: all 1)",
             setting="pretrain.loss_weights",
-            options={"type": float, "nargs": "+", "metavar": "W"},
+            options={"type": number(float), "nargs": "+", "metavar": "W"},
         ),
     ),
 )
@@ -157,7 +158,7 @@ PSEUDO_LABELS = Stage(
             ("--threshold", "-t"),
             "fraction below which attention is background (default: the sweep's best)",
             setting="pseudo_labels.threshold",
-            options={"type": float, "metavar": "T"},
+            options={"type": number(float), "metavar": "T"},
         ),
         Flag(
             ("--centroids",),

@@ -102,10 +102,11 @@ def _chosen_threshold(config: Config, run: RunFolder) -> float:
             f"{run.threshold} was chosen for {clusters} clusters, but num_classes is "
             f"{config.num_classes}; choose anew (--mode validation)"
         )
-    threshold = chosen.get("threshold")
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-        raise UserError(f"expected {expected} in {run.threshold}, found {threshold!r}")
-    return float(threshold)
+    threshold = number(chosen.get("threshold"))
+    if threshold is None:
+        found = repr(chosen.get("threshold"))[:40]
+        raise UserError(f"expected {expected} in {run.threshold}, found {found}")
+    return threshold
 
 
 class Labeller:
@@ -356,9 +357,10 @@ def threshold_choice(run: RunFolder) -> ThresholdChoice | None:
     threshold = number(content.get("threshold"))
     if threshold is None:
         return None
+    points = content.get("curve")
     curve = [
         (float(point[0]), float(point[1]))
-        for point in content.get("curve", [])
+        for point in (points if isinstance(points, list) else [])
         if isinstance(point, list) and len(point) == 2 and all(map(is_number, point))
     ]
     return ThresholdChoice(

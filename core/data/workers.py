@@ -33,6 +33,8 @@ Task = tuple[Any, int, Sequence[int]]
 Outcome = Union[Sample, "Broken", str]
 
 # Not run as a module: its classes would be those of __main__, which the other side does not know.
+#: More processes than any machine reads images with.
+MOST_WORKERS = 1024
 _CODE = "import sys; from core.data.workers import serve; serve(int(sys.argv[1]))"
 _ENDING_SECONDS = 5.0  # a worker that reads from a dead disk is not waited for any longer
 # One process per worker is all the parallelism wanted.

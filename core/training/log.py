@@ -143,7 +143,7 @@ def _rewind(path: Path, step: int) -> None:
         try:
             if int(json.loads(line)["step"]) <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     with atomic_write(path, "w") as file:
         file.writelines(kept)

@@ -8,6 +8,7 @@ import argparse
 import math
 from dataclasses import dataclass
 
+from core.config import at_least, number
 from core.errors import UserError
 from core.training.sinks import SINKS
 
@@ -40,14 +41,14 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training (other stages ignore these)")
     group.add_argument(
         "--checkpoint-minutes",
-        type=float,
+        type=number(float, at_least(0)),
         default=default.checkpoint_minutes,
         help="longest time between checkpoints within an epoch; 0: after every step "
         "(default %(default)s)",
     )
     group.add_argument(
         "--log-steps",
-        type=int,
+        type=number(int, at_least(1)),
         default=default.log_steps,
         help="steps between two lines of log.jsonl within an epoch (default %(default)s)",
     )

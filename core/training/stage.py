@@ -16,6 +16,7 @@ from core import distributed, log
 from core.checkpoints import files as checkpoint
 from core.data.crops import MIN_SIDE
 from core.data.loader import Dataset, Loader
+from core.data.workers import MOST_WORKERS
 from core.errors import UserError
 from core.files import sha256_of
 from core.pipeline.folders import CONFIG, LOG
@@ -111,6 +112,8 @@ def check(stage: Stage, config: Any, images: int) -> None:
     core_config.require_positive({f"{name}.base_lr": section.base_lr})
     if config.workers < 0:
         raise UserError(f"--workers must be 0 or more, is {config.workers}")
+    if config.workers > MOST_WORKERS:
+        raise UserError(f"--workers must be at most {MOST_WORKERS}, is {config.workers}")
     if images < section.batch_size:
         raise UserError(
             f"{name}: {images} training images do not fill one batch of {section.batch_size}; "

@@ -136,6 +136,21 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert runtime.cache_dir() == Path.home() / ".cache" / "uss-jittor"
 
 
+@pytest.mark.parametrize("variable", ["USS_CACHE", "XDG_CACHE_HOME"])
+def test_kernels_of_others_are_not_loaded(
+    environment: dict[str, str], tmp_path: Path, variable: str
+) -> None:
+    """The folder that is advised nowhere: whoever makes it first would run code as all others."""
+    del environment["USS_CACHE"]
+    environment[variable] = str(tmp_path)
+    folder = tmp_path if variable == "USS_CACHE" else tmp_path / "uss-jittor"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o777)
+    done = python(GUARDED.format(body="from core.runtime import jt"), environment)
+    assert_user_error(done, f"cache folder {folder} can be written by other users", "chmod go-w")
+    assert list(folder.iterdir()) == []
+
+
 LOOP = GUARDED.format(
     body=f"""
     from core.runtime import jt

@@ -80,6 +80,15 @@ def test_official_files_come_before_fetched_ones_in_a_fixed_order(
     assert f"using SAM vit_b from {folder / 'sam_vit_b_01ec64.pth'}" in capsys.readouterr().err
 
 
+def test_weights_in_a_folder_that_others_write_are_not_used(tmp_path: Path, cache: Path) -> None:
+    write_state(cache / FETCHED["file"], {"a": np.zeros(1, np.float32)})
+    cache.parent.chmod(0o777)
+    with pytest.raises(UserError, match="can be written by other users"):
+        weights.find_sam(tmp_path)
+    with pytest.raises(UserError, match="can be written by other users"):
+        weights.fetch_sam()
+
+
 def test_no_weights_at_all_says_what_to_do(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(UserError, match="python -m uss weights.*sam_vit_b_01ec64.pth") as error:
         weights.find_sam(tmp_path)

@@ -264,6 +264,7 @@ def test_a_stage_is_not_continued_from_other_weights(run, data, tmp_path):
         ),
         ({"pretrain": {"base_lr": float("nan")}}, "pretrain.base_lr must be positive, is nan"),
         ({"config": {"workers": -1}}, "--workers must be 0 or more, is -1"),
+        ({"config": {"workers": 10**9}}, "--workers must be at most 1024, is 1000000000"),
         ({"pretrain": {"crop_counts": (2,)}}, "one entry per crop size"),
         ({"pretrain": {"crop_counts": (1, 2)}}, "must begin with at least 2"),
         ({"pretrain": {"shallow": (3, 4)}}, "distinct stages out of 1, 2, 3"),

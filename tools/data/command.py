@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from core import log
+from core.config import Rule, number
 from core.data.imagenet_s import SUFFIXES, stem_of
 from core.data.images import load_rgb
 from core.data.label_maps import IGNORE, require_class_count
@@ -36,6 +37,7 @@ RECORD = "split.json"
 _UNUSABLE = ("broken", "oversized", "duplicate", "layout")
 _STEM_BYTES = 150
 _MIN_CLUSTERS = 2
+_SHARE = Rule("a share from 0 to below 1", lambda value: 0 <= value < 1)
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Split:
 
 def main(arguments: list[str], pipeline: Pipeline) -> int:
     """Run ``check``, ``demo`` or ``split``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} data", description=__doc__)
+    parser = flags.Parser(prog=f"python -m {pipeline.name} data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_check(commands.add_parser("check", help="name what is wrong with a folder of images"))
     if pipeline.commands_after_split is not None:
@@ -61,7 +63,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
         _add_split(split, pipeline)
     demo = commands.add_parser("demo", help="generate the data set of `make demo`")
     flags.add_place(demo, flags.DATA, "folder to make", required=True)
-    demo.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
+    flags.add_seed(demo, "the same seed gives the same bytes")
     options = parser.parse_args(arguments)
     if options.command == "check":
         return _check(options)
@@ -79,7 +81,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, help="a data set (it holds train/), or any folder of images")
     flags.add_num_classes(parser, "largest id of a mask (that of class folders)")
-    add("--workers", type=int, help="processes (those that pay)")
+    flags.add_workers(parser, "processes (those that pay)")
     add("--json", action="store_true", help="print everything as JSON")
 
 
@@ -103,8 +105,8 @@ def _add_split(parser: argparse.ArgumentParser, pipeline: Pipeline) -> None:
     flags.add_place(parser, flags.DATA, "folder to make, which must not exist", required=True)
     flags.add_num_classes(parser, "number of clusters", required=True, metavar="C")
     test = "share of the images for a test split (0: none, the images of train are labelled)"
-    add("--test", type=share, default=0.0, metavar="SHARE", help=test)
-    add("--seed", type=int, default=0, help="of the choice of test images")
+    add("--test", type=number(float, _SHARE), default=0.0, metavar="SHARE", help=test)
+    flags.add_seed(parser, "of the choice of test images")
     add("--copy", action="store_true", help="copy the images instead of linking them")
     add(
         "--preset", default="small", choices=sorted(pipeline.presets), help="settings (%(default)s)"
@@ -112,20 +114,10 @@ def _add_split(parser: argparse.ArgumentParser, pipeline: Pipeline) -> None:
     flags.add_place(parser, flags.RUN, "run folder (runs/NAME, NAME of --data)")
 
 
-def share(text: str) -> float:
-    """A value of --test; argparse names this function where it is no number."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be a share from 0 to below 1, is {value:g}")
-    return value
-
-
 def _split(options: argparse.Namespace, pipeline: Pipeline) -> int:
     clusters = options.num_classes
     if not _MIN_CLUSTERS <= clusters < IGNORE:
         raise UserError(f"-c must be {_MIN_CLUSTERS} to {IGNORE - 1} clusters, is {clusters}")
-    if not 0 <= options.seed < 1 << 32:
-        raise UserError(f"--seed must be 0 to {(1 << 32) - 1}, is {options.seed}")
     split = make_split(
         options.images, options.data, options.test, options.seed, options.copy, clusters
     )

@@ -151,6 +151,10 @@ def onednn() -> Check:
 
 def jittor() -> Check:
     """Jittor itself, started in another process; compiles it where that was not done yet."""
+    try:
+        runtime.own_cache_dir()
+    except UserError as error:
+        return Check("Jittor", FAIL, reason(error), str(error).partition("; ")[2])
     done = _run([sys.executable, "-c", _START], _START_S)
     if done.returncode == 0:
         return Check("Jittor", OK, done.stdout.strip())

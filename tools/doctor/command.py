@@ -69,7 +69,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
 
 
 def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} doctor", description=__doc__)
+    parser = flags.Parser(prog=f"python -m {pipeline.name} doctor", description=__doc__)
     add = parser.add_argument
     given = os.environ.get("PRESET", pipeline.presets[0])
     add(
@@ -85,8 +85,9 @@ def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     flags.add_place(parser, flags.RESULT, result, default=Path("result"))
     add("--json", action="store_true", help="print everything as JSON")
     add("--estimate", action="store_true", help="measure, and estimate time and memory")
-    seconds = "to spend on measuring, compilation not counted (%(default)s)"
-    add("--seconds", type=float, default=estimate.SECONDS, metavar="S", help=seconds)
+    text = "to spend on measuring, compilation not counted (%(default)s)"
+    kind = core_config.number(float, core_config.seconds())
+    add("--seconds", type=kind, default=estimate.SECONDS, metavar="S", help=text)
     return parser
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from core.config import between, number
 from core.data.layout import class_count, open_layout, validation_split
 from core.errors import UserError
 from core.files import write_json
@@ -26,10 +27,12 @@ from tools.evaluate.table import (
     format_result,
 )
 
+_MOST_HUNDREDTHS = 199  # a threshold above 1 leaves no foreground, which may be wanted
+
 
 def build_parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     """Arguments of evaluate."""
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog=f"python -m {pipeline.name} evaluate",
         description="Score predictions against a split's masks.",
     )
@@ -51,14 +54,14 @@ def build_parser(pipeline: Pipeline) -> argparse.ArgumentParser:
         action="store_true",
         help="mIoU by background threshold, from unthresholded labels",
     )
-    parser.add_argument("--min", type=int, default=0, help="lowest threshold, hundredths (0)")
-    parser.add_argument("--max", type=int, default=80, help="highest threshold, hundredths (80)")
-    parser.add_argument(
-        "--threshold", type=float, help="level, a fraction, below which pixels are background"
-    )
+    kind = number(int, between(0, _MOST_HUNDREDTHS))
+    parser.add_argument("--min", type=kind, default=0, help="lowest threshold, hundredths (0)")
+    parser.add_argument("--max", type=kind, default=80, help="highest threshold, hundredths (80)")
+    threshold = "level, a fraction, below which pixels are background"
+    parser.add_argument("--threshold", type=number(float), help=threshold)
     compare = "folder of earlier predictions: also print what became better and worse"
     parser.add_argument("--compare", type=Path, metavar="BEFORE", help=compare)
-    parser.add_argument("--workers", type=int, help="processes (default: what pays)")
+    flags.add_workers(parser, "processes (default: what pays)")
     return parser
 
 

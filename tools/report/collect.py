@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from core.data.items import ImageItem
-from core.data.label_maps import require_class_count
+from core.data.label_maps import IGNORE, require_class_count
 from core.errors import UserError
 from core.files import json_or_empty
 from core.pipeline.folders import ResultFolder
@@ -179,12 +179,12 @@ def _num_classes(sources: RunFiles, request: Request) -> int:
     for folder in (sources.result, sources.after):
         match = json_or_empty(folder / MATCH) if folder else {}
         if match:
-            return len(match) - 1
+            return require_class_count(len(match) - 1)
     count = setting(sources.settings, "num_classes")
-    if isinstance(count, int) and count > 0:
+    if isinstance(count, int) and 0 < count < IGNORE:
         return count
     assert sources.layout is not None
-    return len(sources.layout.class_names(sources.split))
+    return require_class_count(len(sources.layout.class_names(sources.split)))
 
 
 def _add_results(content: PageData, sources: RunFiles, results: _Results) -> None:

@@ -23,8 +23,6 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
     from tools.report.page import render
 
     options = _parser(pipeline).parse_args(arguments)
-    if options.images < 0:
-        raise UserError(f"--images {options.images}: give 0 or more")
     request = Request(options.run, options.data, options.result, options.split, options.num_classes)
     content = collect(request, pipeline, options.images, options.maps, options.workers)
     path = options.output or options.run / _PAGE
@@ -42,7 +40,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
 
 
 def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} report", description=__doc__)
+    parser = flags.Parser(prog=f"python -m {pipeline.name} report", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, help="run folder of train_1..4.sh and test.py")
     data = f"data set folder (what the run notes, or {pipeline.default_data})"
@@ -51,12 +49,12 @@ def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     flags.add_place(parser, flags.RESULT, result)
     split = "split whose label maps are shown (validation where there is one)"
     flags.add_place(parser, flags.SPLIT, split)
-    add("--images", type=int, default=_IMAGES, metavar="N", help=f"of the gallery ({_IMAGES})")
+    flags.add_count(parser, "--images", 0, f"of the gallery ({_IMAGES})", default=_IMAGES)
     for name in pipeline.maps:
         maps = f"also draw {name} maps (needs their network)"
         add(f"--{name}", dest="maps", action="store_const", const=name, help=maps)
     parser.set_defaults(maps=None)
     flags.add_num_classes(parser, "classes (default: those of the match)")
     add("--output", type=Path, metavar="FILE", help=f"the page (RUN/{_PAGE})")
-    add("--workers", type=int, help="processes that read label maps (default: what pays)")
+    flags.add_workers(parser, "processes that read label maps (default: what pays)")
     return parser

@@ -15,6 +15,7 @@ from core.training.log import FACTS
 from tools.report.run_files import setting
 
 _NEEDED = ("step", "epoch", "lr")
+_MOST = 2**53  # of whole numbers in a browser
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def times(run: RunFolder) -> dict[str, float]:
 
 
 def _is_whole(line: dict[str, Any]) -> bool:
-    return all(is_number(line.get(name)) for name in _NEEDED)
+    return all(is_number(line.get(name)) and abs(line[name]) <= _MOST for name in _NEEDED)
 
 
 def _curve(title: str, lines: list[dict[str, Any]], planned: int | None) -> TrainingCurve:

@@ -16,7 +16,7 @@ from core.data.items import ImageItem
 from core.data.label_maps import IGNORE, load_label
 from core.data.layout import open_layout
 from core.errors import UserError
-from core.files import json_or_empty
+from core.files import json_or_empty, number
 from core.scoring.matching import identity_match, match_clusters, parse_match, read_match
 from core.scoring.metrics import (
     ImageCounts,
@@ -171,8 +171,14 @@ def disagreements(sources: RunFiles, judgement: SplitScores) -> list[str]:
     found = []
     recorded = _recorded(sources)
     for name, scores in judgement.scores.items():
-        stated = recorded.get(_STEPS[name], {}).get("miou")
-        if isinstance(stated, float) and abs(stated - scores.miou) > _AGREE:
+        step = recorded.get(_STEPS[name])
+        stated = number(step.get("miou")) if step is not None else None
+        if step is not None and stated is None and not np.isnan(scores.miou):
+            found.append(
+                f"The scores file states no mIoU {name} refinement that is a number: run test.py "
+                "again."
+            )
+        elif stated is not None and abs(stated - scores.miou) > _AGREE:
             found.append(
                 f"The scores file states an mIoU {name} refinement of {100 * stated:.2f} %, but "
                 f"the label maps give {100 * scores.miou:.2f} %: run test.py again."

@@ -176,10 +176,9 @@ def _place(name: str) -> int:
 
 def _is_own(result: Path, checkpoint_sha256: str | None) -> bool:
     """Whether label maps in a result folder come from this checkpoint, as far as can be told."""
-    stated = {json_or_empty(result / ORIGIN).get("checkpoint_sha256")}
-    for path in result.glob(f"*/{LEDGER_FOLDER}/*/{SETTINGS_FILE}"):
-        stated.add(json_or_empty(path).get("checkpoint_sha256"))
-    stated.discard(None)
+    records = [result / ORIGIN, *result.glob(f"*/{LEDGER_FOLDER}/*/{SETTINGS_FILE}")]
+    found = (json_or_empty(path).get("checkpoint_sha256") for path in records)
+    stated = {digest for digest in found if isinstance(digest, str)}
     return checkpoint_sha256 is None or not stated or checkpoint_sha256 in stated
 
 

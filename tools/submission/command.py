@@ -27,7 +27,7 @@ from tools.submission.check import inspect_zip
 
 def build_parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     """Arguments of ``python -m NAME submission``."""
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog=f"python -m {pipeline.name} submission",
         description="Build or check the archive to hand in.",
     )

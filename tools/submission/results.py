@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from core import log
 from core.data.items import ImageItem
@@ -75,9 +76,39 @@ def keep_evaluation(
     write_json(evaluation_path(folder, split), content)
 
 
+def read_evaluation(folder: Path, split: str, *needed: str) -> dict[str, Any]:
+    """What :func:`keep_evaluation` left: name -> ``EvaluationResult.to_dict()``, of which ``miou``
+    is a fraction in [0, 1] or NaN, and ``iou`` a list.
+
+    Args:
+        needed: names that must be there.
+
+    Raises:
+        UserError: the file is missing or broken, or such a value is missing or something else.
+    """
+    path = evaluation_path(folder, split)
+    content = read_json(path, f"the scores of the {split} split")
+    for name in (*needed, *content):
+        found = content.get(name)
+        result: dict[str, Any] = found if isinstance(found, dict) else {}
+        miou = result.get("miou")
+        # NaN: no pixel was judged.
+        if not isinstance(miou, (int, float)) or not (miou != miou or 0 <= miou <= 1):
+            raise UserError(
+                f"expected in {path} an `miou` from 0 to 1 of {name[:40]!r}, found "
+                f"{str(miou)[:40]!r}; remove the file and run the command that scores {split} again"
+            )
+        if not isinstance(result.get("iou"), list):
+            raise UserError(
+                f"expected in {path} a list `iou` of {name[:40]!r}; remove the file and run the "
+                f"command that scores {split} again"
+            )
+    return content
+
+
 def print_scores(folder: Path, split: str) -> None:
     """Print the mIoUs that :func:`keep_evaluation` left."""
-    content = read_json(evaluation_path(folder, split), "the scores of a split")
+    content = read_evaluation(folder, split)
     for name, result in sorted(content.items(), reverse=True):  # "before" first
         title = f"mIoU {name.replace('_', ' ')} ({split})"
         print(f"{title}: {100 * result['miou']:.2f}", flush=True)

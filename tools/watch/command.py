@@ -5,20 +5,18 @@ sees its folder.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import shutil
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
+from core.config import between, number, seconds
 from core.errors import UserError
 from core.pipeline.stage import Pipeline
 from core.text import duration
 from tools import flags
 from tools.watch.serve import serve
-from tools.watch.state import FINISHED, RUNNING, STOPPED, RunState, StageState
+from tools.watch.state import FINISHED, RUNNING, STOPPED, RunState, StageState, as_json
 
 _CLEAR = "\x1b[H\x1b[J"
 _BAR = 10
@@ -31,13 +29,9 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
     options = _parser(pipeline).parse_args(arguments)
     if not options.run.is_dir():
         raise UserError(f"{options.run} is not a folder; name the run folder (runs/PRESET)")
-    if not 0 < options.interval < math.inf:
-        raise UserError(f"--interval must be positive, is {options.interval:g}")
-    if not 0 <= options.port < 1 << 16:
-        raise UserError(f"--port must be 0 to {(1 << 16) - 1}, is {options.port}")
     state = RunState(options.run, pipeline, options.data, options.result)
     if options.json:
-        print(json.dumps([asdict(stage) for stage in state.stages()], indent=2))
+        print(as_json(state.stages(), indent=2))
         return 0
     try:
         if options.serve:
@@ -50,17 +44,20 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
 
 
 def _parser(pipeline: Pipeline) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m {pipeline.name} watch", description=__doc__)
+    parser = flags.Parser(prog=f"python -m {pipeline.name} watch", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, help="run folder of train_1..4.sh and test.py")
     data = "data set, for totals (where the run's records name it)"
     flags.add_place(parser, flags.DATA, data)
     flags.add_place(parser, flags.RESULT, "where test.py writes (RUN/result)")
-    add("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (2)")
+    interval = "seconds between two looks (2)"
+    kind = number(float, seconds())
+    add("--interval", type=kind, default=2.0, metavar="S", help=interval)
     add("--once", action="store_true", help="show the state and end")
     add("--json", action="store_true", help="print the state as JSON and end")
     add("--serve", action="store_true", help="show it, and the report, in a browser here")
-    add("--port", type=int, default=8000, help="of --serve; 0: any that is free (8000)")
+    port = number(int, between(0, (1 << 16) - 1))
+    add("--port", type=port, default=8000, help="of --serve; 0: any that is free (8000)")
     return parser
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core.data.layout import open_layout
 from core.errors import UserError
-from core.files import json_or_empty
+from core.files import is_number, json_or_empty, number
 from core.pipeline.folders import CONFIG, LOG, TRAIN, UNREFINED, RunFolder
 from core.pipeline.inputs import noted_data
 from core.pipeline.stage import Kind, Pipeline, Trace, pipeline_of
@@ -31,6 +32,7 @@ WAITING, RUNNING, STOPPED, FINISHED = "waiting", "running", "stopped", "finished
 
 # A stage that has said nothing for so long, or five times as long as usual, stopped.
 _SILENT_S = 180.0
+_MOST = 2**53  # of whole numbers in a JSON file
 
 
 @dataclass
@@ -111,7 +113,7 @@ class RunState:
         if not log.is_file() and not config.is_file():
             return []
         whole = json_or_empty(config)
-        settings = whole.get(trace.stage.section, {})
+        settings = whole.get(trace.stage.section)
         lines = self._tail(log)
         state = StageState(
             name, RUNNING, unit="steps", silent_s=_age(log if lines.last else config)
@@ -121,12 +123,12 @@ class RunState:
             state.state = RUNNING if (state.silent_s or 0.0) < 10 * _SILENT_S else STOPPED
             return [state]
         last = lines.last
-        state.done = int(last["step"])
-        state.rate = last.get("images_per_second")
-        state.memory_mib = last.get("peak_memory_mib")
+        state.done = last["step"]
+        state.rate = number(last.get("images_per_second"))
+        state.memory_mib = number(last.get("peak_memory_mib"))
         shown = ("epoch", "lr", "loss", *(key for key in last if key not in (*FACTS, "loss")))
-        state.values = {key: last[key] for key in shown if key in last}
-        epochs, batch = settings.get("epochs"), settings.get("batch_size")
+        state.values = {key: last[key] for key in shown if _is_shown(last.get(key))}
+        epochs, batch = (_whole_number(settings, name) for name in ("epochs", "batch_size"))
         steps = lines.steps_per_epoch
         if steps is None and batch and self._count(TRAIN):
             steps = (self._count(TRAIN) or 0) // batch
@@ -245,9 +247,10 @@ class RunState:
                 return len(open_layout(self._data).images(split))
         for trace in self.pipeline.traces(self.run):
             if trace.stage.kind is Kind.WHOLE:
-                noted = json_or_empty(trace.folder / SETTINGS_FILE).get("images", {})
-                if isinstance(noted.get(split), int):
-                    return noted[split]
+                noted = json_or_empty(trace.folder / SETTINGS_FILE).get("images")
+                count = _whole_number(noted, split)
+                if count is not None:
+                    return count
         return None
 
     def _times(self) -> dict[str, float]:
@@ -294,21 +297,46 @@ class _Tail:
         whole = text.rfind(b"\n") + 1
         self._offset += whole
         for line in text[:whole].splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                self._take(json.loads(line))
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(line)
+                if isinstance(value, dict):
+                    self._take(value)
 
     def _take(self, line: dict[str, Any]) -> None:
-        if "key" in line:
+        """Take in one line; one that is not as the stages write it says nothing."""
+        if isinstance(line.get("key"), str):
             (self.failed if "failed" in line else self.done).add(line["key"])
-            self.memory_mib = max(self.memory_mib, float(line.get("resident_mib", 0.0)))
+            self.memory_mib = max(self.memory_mib, number(line.get("resident_mib")) or 0.0)
             return
-        epoch, moment = int(line["epoch"]), float(line["time"])
+        epoch, step = _whole_number(line, "epoch"), _whole_number(line, "step")
+        moment = number(line.get("time"))
+        if epoch is None or step is None or moment is None:
+            return
         if self.last is not None:
             # The last line of an epoch is that of its last step.
-            if epoch > self.last["epoch"]:
+            if epoch > self.last["epoch"] > 0:
                 self.steps_per_epoch = self.last["step"] // self.last["epoch"]
             self.usual_pause = moment - self.last["time"]
-        self.last = {**line, "epoch": epoch, "step": int(line["step"]), "time": moment}
+        self.last = {**line, "epoch": epoch, "step": step, "time": moment}
+
+
+def as_json(stages: Sequence[StageState], indent: int | None = None) -> str:
+    """The states as JSON, in which what is not finite (a loss) is null."""
+    values = [asdict(stage) for stage in stages]
+    for value in values:
+        value["values"] = {name: number(shown) for name, shown in value["values"].items()}
+    return json.dumps(values, indent=indent)
+
+
+def _is_shown(value: Any) -> bool:
+    """Whether a value of a log is a number, be it NaN or infinite."""
+    return is_number(value) or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _whole_number(values: Any, name: str) -> int | None:
+    """A whole number of at least 0 in an object of a JSON file; None where it is something else."""
+    value = number(values.get(name)) if isinstance(values, dict) else None
+    return int(value) if value is not None and 0 <= value <= _MOST else None
 
 
 def _live_claims(folder: Path) -> Iterator[str]:

@@ -169,7 +169,10 @@ def test_a_closed_folder_is_named(
             ("split", "x", "--data", "y", "-c", "2", "--seed", "-1"),
             "--seed must be 0 to 4294967295",
         ),
-        (("split", "x", "--data", "y", "-c", "2", "--test", "few"), "invalid share value: 'few'"),
+        (
+            ("split", "x", "--data", "y", "-c", "2", "--test", "few"),
+            "error: --test must be a finite number, a share from 0 to below 1, is 'few'; see ",
+        ),
     ],
 )
 def test_numbers_out_of_range(arguments: tuple[str, ...], said: str) -> None:

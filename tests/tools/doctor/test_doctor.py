@@ -147,6 +147,14 @@ def test_disk_and_write_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cache_folder_that_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USS_CACHE", str(tmp_path))
+    tmp_path.chmod(0o777)
+    check = checks.jittor()
+    assert check.state == FAIL and "can be written by other users" in check.found
+    assert f"chmod go-w {tmp_path}" in check.mend
+
+
 def test_weights_by_their_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "weights"

@@ -219,17 +219,19 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert process.stdout is not None
     address = process.stdout.readline().split()[0]
     assert address.startswith("http://127.0.0.1:")
-    with urllib.request.urlopen(address, timeout=60) as answer:
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    with browser.open(address, timeout=60) as answer:
         assert answer.headers["Refresh"] == "3"
         assert "12/20 steps" in answer.read().decode()
     train(tmp_path, 20)
-    with urllib.request.urlopen(f"{address}state.json", timeout=60) as answer:
+    address = address.partition("?")[0]  # the browser has the token now
+    with browser.open(f"{address}state.json", timeout=60) as answer:
         assert json.load(answer)[0]["state"] == FINISHED
-    with urllib.request.urlopen(f"{address}report.html", timeout=300) as answer:
+    with browser.open(f"{address}report.html", timeout=300) as answer:
         page = answer.read().decode()
         assert "pretraining, ResNet18" in page and page.rstrip().endswith("</html>")
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(f"{address}../../etc/passwd", timeout=60)
+        browser.open(f"{address}../../etc/passwd", timeout=60)
     other = watch(str(tmp_path), "--serve", "--port", address.split(":")[2].strip("/"))
     _, complaint = other.communicate(timeout=60)
     assert other.returncode == 2 and "choose another --port" in complaint
