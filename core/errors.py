@@ -17,9 +17,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Callable, TypeVar
+from typing import TypeVar
 
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
