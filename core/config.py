@@ -218,7 +218,7 @@ def no_percentage() -> Rule:
     return Rule(
         "a fraction, not a percentage",
         lambda value: value < 2,
-        lambda name, value: (f"{name} is a fraction, not {value:g}; did you mean {value / 100:g}?"),
+        lambda name, value: f"{name} is a fraction, not {value:g}; did you mean {value / 100:g}?",
     )
 
 
