@@ -1,17 +1,13 @@
-.PHONY: setup demo test lint test-slow judge test-judge clean-demo
+.PHONY: setup setup-test demo test lint test-slow judge test-judge clean-demo lock
 
 PY := .venv/bin/python
 
-setup: .venv/.requirements-test.txt.done
+# What running needs; setup-test adds the tools of the tests.
+setup: .venv/.run.done
+setup-test: .venv/.test.done
 
-.venv/.%.done: %
-	@bash scripts/setup.sh $< $(PIP_OPTIONS)
-
-.venv/.requirements-test.txt.done: requirements-test.txt requirements.txt
-.venv/.requirements-judge.txt.done: requirements-judge.txt requirements-test.txt requirements.txt
-# What the official packages ask for would bring a CUDA build of PyTorch.
-.venv/.requirements-official.txt.done: private PIP_OPTIONS = --no-deps --require-hashes
-.venv/.requirements-official.txt.done: | .venv/.requirements-judge.txt.done
+.venv/.%.done: scripts/setup.sh $(wildcard requirements/*.txt)
+	@bash scripts/setup.sh $*
 
 # The five commands on a generated data set; continues where an earlier run stopped.
 demo: setup
@@ -20,7 +16,7 @@ demo: setup
 clean-demo:
 	rm -rf runs/demo result
 
-lint: setup
+lint: setup-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -28,12 +24,17 @@ lint: setup
 test: lint
 	$(PY) -m pytest --durations=15
 
-test-slow: setup
+test-slow: setup-test
 	$(PY) -m pytest -m slow --durations=15
 
 # Installs PyTorch (gigabytes on some machines) and the official Segment Anything: only to judge this
 # project's numbers.
-judge: .venv/.requirements-official.txt.done
+judge: .venv/.judge.done
 
 test-judge: judge
 	$(PY) -m pytest -m torch
+
+# Writes requirements/lock-py*.txt and the pins of requirement.yaml anew; OPTIONS=--upgrade takes the
+# newest release of everything.
+lock:
+	@bash scripts/lock.sh $(OPTIONS)

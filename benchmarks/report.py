@@ -5,9 +5,9 @@ shows them.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 from benchmarks.cases import OURS, Agreement, Case
 from benchmarks.machine import in_words

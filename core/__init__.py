@@ -20,4 +20,5 @@ packages       ends a command in one line where packages are missing
 pictures       label colours, overlays, and sheets of pictures for people
 runtime        starts Jittor, on the CPU or on a GPU; nobody else imports it
 text           durations and lists of names, as people read them
+version        the version of this program
 """

@@ -15,8 +15,8 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any, Callable, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from core.errors import UserError
 
@@ -235,7 +235,7 @@ def no_percentage() -> Rule:
     return Rule(
         "a fraction, not a percentage",
         lambda value: value < 2,
-        lambda name, value: (f"{name} is a fraction, not {value:g}; did you mean {value / 100:g}?"),
+        lambda name, value: f"{name} is a fraction, not {value:g}; did you mean {value / 100:g}?",
     )
 
 

@@ -18,10 +18,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Callable, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2

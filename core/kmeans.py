@@ -35,7 +35,7 @@ def kmeans(
     clustering.min_points_per_centroid = 1
     clustering.train(features, _flat_index(features.shape[1]))
     centres = faiss.vector_to_array(clustering.centroids).reshape(clusters, -1)
-    stats = clustering.iteration_stats
+    stats: Any = clustering.iteration_stats  # a vector of C++, for which some stubs say list
     objective = min(stats.at(index).obj for index in range(stats.size()))
     return centres.copy(), float(objective)
 

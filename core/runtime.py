@@ -235,8 +235,7 @@ def check_onednn() -> tuple[Path, Path]:
     library, include = Path(sys.prefix) / "lib" / "libdnnl.so.2", Path(sys.prefix) / "include"
     if not library.exists() or not (include / "dnnl.h").exists():
         raise UserError(
-            f"oneDNN is missing from {sys.prefix}; run: make setup "
-            f"(it installs {_ONEDNN_WHEEL} from requirements.txt)"
+            f"oneDNN is missing from {sys.prefix}; run: make setup (it installs {_ONEDNN_WHEEL})"
         )
     return library, include
 

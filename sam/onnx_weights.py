@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
+from core.packages import extra
 
 _BATCH_NORM_EPS = 1e-5
 _DECODER_ROOTS = (
@@ -28,6 +29,15 @@ _DECODER_ROOTS = (
 State = dict[str, np.ndarray]
 
 
+def onnx_package() -> Any:
+    """The package ``onnx``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    return extra("onnx", "reading the exported MobileSAM", "convert")
+
+
 def convert(encoder: Path, decoder: Path) -> State:
     """float32 state dict with MobileSAM's key names from the two exported graphs.
 
@@ -36,7 +46,7 @@ def convert(encoder: Path, decoder: Path) -> State:
         decoder: prompt encoder and mask decoder with all four mask tokens.
 
     Raises:
-        UserError: a file is no such graph.
+        UserError: a file is no such graph, or onnx is not installed.
     """
     try:
         return {**_encoder_state(_Graph(encoder)), **_decoder_state(_Graph(decoder))}
@@ -51,7 +61,7 @@ class _Graph:
     """Constants of an ONNX graph, and its nodes with the constants that go into them."""
 
     def __init__(self, path: Path) -> None:
-        import onnx
+        onnx = onnx_package()
         from google.protobuf.message import DecodeError
 
         try:

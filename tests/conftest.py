@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Callable
 
 import numpy as np
 import pytest

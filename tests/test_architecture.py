@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from core.version import VERSION
+
 ROOT = Path(__file__).resolve().parent.parent
 PIPELINES = tuple(sorted(path.parent.name for path in ROOT.glob("*/pipeline.py")))
 PACKAGES = ("core", "models", "sam", "refine", "tools", *PIPELINES, "benchmarks")
@@ -276,7 +278,7 @@ def test_no_bare_except(module: str) -> None:
 
 @pytest.mark.parametrize("module", sorted(TREES))
 def test_annotations_are_not_evaluated(module: str) -> None:
-    """``int | None`` in a signature works on Python 3.9 only so."""
+    """So that a signature may name what is imported for type checks only, or defined later."""
     future = ("__future__", "annotations")
     assert len(TREES[module].body) == 1 or future in all_imports(module)
 
@@ -290,21 +292,57 @@ def pins(lines: list[str]) -> dict[str, str]:
     return found
 
 
-def test_conda_environment_equals_the_requirements() -> None:
-    text = (ROOT / "requirements.txt").read_text().splitlines()
-    wanted = pins([line for line in text if line and not line.startswith("#")])
+def named_by(*files: str) -> set[str]:
+    """The packages that lists of names ask for."""
+    lines = [line for file in files for line in (ROOT / file).read_text().splitlines()]
+    return {
+        re.split(r"[=<>]", line)[0] for line in lines if line and not line.startswith(("#", "-r "))
+    }
+
+
+def locked(python: str, group: str = "") -> dict[str, str]:
+    """The pins of a lock; each must have a hash."""
+    text = (ROOT / "requirements" / f"lock-py{python.replace('.', '')}{group}.txt").read_text()
+    entries = re.sub(r"\\\n", "", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)).splitlines()
+    assert all(" --hash=sha256:" in entry for entry in entries)
+    return pins([entry.split()[0] for entry in entries])
+
+
+RUN = ("requirements.txt", "requirements/convert.txt")
+TEST = (*RUN, "requirements/test.txt")
+PYTHONS = ("3.10", "3.11", "3.12")
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_locks_have_what_the_lists_name(python: str) -> None:
+    run, test, judge = (locked(python, group) for group in ("", "-test", "-judge"))
+    assert named_by(*RUN) <= run.keys() and named_by(*TEST) <= test.keys()
+    assert named_by(*TEST, "requirements/judge.txt") <= judge.keys()
+    assert run.items() <= test.items() <= judge.items()
+    assert run["numpy"].startswith("1.") and not any(n.startswith("nvidia") for n in judge)
+
+
+def test_lists_and_locks_name_no_registry() -> None:
+    for path in (ROOT / "requirements").glob("*.txt"):
+        assert not re.search(r"https?:|file:|-index|find-links", path.read_text()), path.name
+
+
+def test_version_is_stated_alike() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {VERSION}\n" in citation
+
+
+def test_conda_environment_equals_the_lock() -> None:
     conda = (ROOT / "requirement.yaml").read_text().splitlines()
     start = next(number for number, line in enumerate(conda) if line.strip() == "- pip:")
     block = [line.strip() for line in conda[start + 1 :]]
-    assert pins([line[2:] for line in block if line.startswith("- ")]) == wanted
+    pinned = pins([line[2:] for line in block if line.startswith("- ")])
     base = [line.strip() for line in conda[:start]]
     python = next(line for line in base if line.startswith("- python="))
-    assert python.partition("=")[2] in ("3.9", "3.10", "3.11", "3.12")
+    lock = locked(python.partition("=")[2])
+    assert pinned == {name: lock[name] for name in named_by(*RUN)}
     # Jittor calls g++, a name that only this package gives its compiler.
     assert any(line.startswith("- gxx=") for line in base)
-    for name in ("requirements-test.txt", "requirements-judge.txt"):
-        lines = (ROOT / name).read_text().splitlines()
-        pins([line for line in lines if line and not line.startswith(("#", "-r "))])
 
 
 SCRIPTS = [

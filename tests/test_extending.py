@@ -16,7 +16,8 @@ import pytest
 from tests.helpers.document_commands import ROOT, fences
 
 PAGE = ROOT / "docs" / "extending.md"
-COPIED = ("core", "models", "sam", "refine", "tools", "uss", "wsss", "benchmarks", "tests")
+PACKAGES = ("core", "models", "sam", "refine", "tools", "uss", "wsss", "benchmarks")
+COPIED = (*PACKAGES, "requirements", "tests")
 FILES = ("test.py", "pyproject.toml", "requirements.txt")
 
 

@@ -177,8 +177,9 @@ def test_killed_at_random_moments(tmp_path: Path, plain_checkpoint: Path, kills:
         if rng.random() < 0.8:
             more = 1 if kills > 40 else rng.randint(1, 6)
             wait_for(
-                lambda p=process, n=begun + more: p.poll() is not None
-                or len(computed(tmp_path / "result")) >= n
+                lambda p=process, n=begun + more: (
+                    p.poll() is not None or len(computed(tmp_path / "result")) >= n
+                )
             )
         time.sleep(rng.uniform(0, 0.3))
         process.kill()

@@ -17,6 +17,7 @@ from core.pipeline.folders import RUNS, RunFolder
 from core.pipeline.stage import Flag, Kind, Pipeline, Stage
 from core.pipeline.times import record_time
 from core.training.options import add_train_arguments, train_options
+from core.version import VERSION
 from tools import flags
 
 # Command -> (module whose `main(arguments, pipeline) -> exit code` parses its own arguments, help).
@@ -52,6 +53,9 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(pipeline))
         return 0
+    if arguments[0] == "--version":
+        print(f"{pipeline.name} {VERSION}")
+        return 0
     command, rest = arguments[0], arguments[1:]
     if command in TOOLS:
         return importlib.import_module(TOOLS[command][0]).main(rest, pipeline)
@@ -60,7 +64,7 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
 
 def usage(pipeline: Pipeline) -> str:
     """The help text: a line for each stage and tool."""
-    lines = [f"usage: python -m {pipeline.name} COMMAND [--help] ...", "", "stages:"]
+    lines = [f"usage: python -m {pipeline.name} COMMAND [--help] ... | --version", "", "stages:"]
     for stage in pipeline.stages:
         if not stage.is_script:
             lines.append(f"  {stage.command:19}{_described(stage)}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from core.nn import cpp
 from core.runtime import jt
 
 Var = Any
-Parameters = Union[Mapping[str, Var], Sequence["Group"]]
+Parameters = Mapping[str, Var] | Sequence["Group"]
 
 #: The C++ of all updates.
 UPDATES = Path(__file__).with_name("kernels") / "updates.h"

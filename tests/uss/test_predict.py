@@ -19,6 +19,7 @@ from core.data.label_maps import load_label
 from core.errors import EXIT_USER_ERROR, main_guard
 from core.files import read_json, sha256_of, write_json
 from core.scoring.matching import write_match
+from core.version import VERSION
 from refine.one_image import Setup
 from refine.segmenter import Segmenter
 from refine.settings import Predict
@@ -52,6 +53,7 @@ def test_a_split_without_masks_takes_the_match_of_validation(
         match = archive.read("match.json")
         method = archive.read("method.txt").decode()
     assert "validation masks matched clusters to classes" in method
+    assert f"(made by version {VERSION})" in method
     assert sorted(names) == sorted([*(f"{key}.png" for key in keys), "match.json", "method.txt"])
     kept = run_folder.predictions("validation") / "match.json"
     assert match == kept.read_bytes()

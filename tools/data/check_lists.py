@@ -8,7 +8,6 @@ scored on it; any other list should have all or none.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Union
 
 from core.data.coco import Coco
 from core.data.image_labels import ImageLabels, read_annotation
@@ -17,7 +16,7 @@ from core.errors import UserError
 from core.text import named
 from tools.data.problems import DataReport, ImageFile, Problem, SplitCounts
 
-Listed = Union[Voc, Coco]
+Listed = Voc | Coco
 
 
 def listed_files(layout: Listed, num_classes: int | None, report: DataReport) -> list[ImageFile]:

@@ -25,13 +25,14 @@ from core.errors import UserError
 from core.files import sha256_of
 from core.memory import machine_bytes
 from core.pipeline.folders import PROJECT_ROOT
+from core.version import VERSION
 from core.work.pool import usable_cores
 from sam import weights
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 GIB = 1 << 30
-_PYTHONS = ((3, 9), (3, 12))
+_PYTHONS = ((3, 10), (3, 12))
 _LEAST_MEMORY, _ENOUGH_MEMORY = 3 * GIB, 8 * GIB
 _CACHE_BYTES = 2 * GIB  # Jittor's core, every kernel of the pipeline, and the fetched SAM
 _RUN_BYTES = 2 * GIB  # the checkpoints of a run, the latest two of each stage
@@ -74,6 +75,11 @@ def reason(error: UserError) -> str:
 # Python and the toolchain -----------------------------------------------------------------------
 
 
+def program() -> Check:
+    """The version of this program, and where it lies."""
+    return Check("program", OK, f"{VERSION}, {PROJECT_ROOT}")
+
+
 def python() -> Check:
     """The interpreter's version, which Jittor and its numpy must have builds for."""
     text = f"{platform.python_version()}, {sys.executable}"
@@ -81,24 +87,38 @@ def python() -> Check:
         return Check("python", OK, text)
     mend = f"{apt('python3.11', 'python3.11-venv', 'python3.11-dev')}, then: "
     mend += "rm -rf .venv && PYTHON=python3.11 make setup"
-    return Check("python", FAIL, f"{text}; expected 3.9 to 3.12", mend)
+    return Check("python", FAIL, f"{text}; expected 3.10 to 3.12", mend)
 
 
 def packages() -> Check:
-    """Whether the pinned packages are installed."""
-    file = PROJECT_ROOT / "requirements.txt"
-    pins = re.findall(r"^([\w.-]+)==([\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    """Whether the packages that requirements.txt names have the versions of this Python's lock."""
+    lock = _lock()
+    if not lock.is_file():
+        return Check("packages", WARN, f"not compared: there is no {lock.name} for this Python")
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", _text(lock), re.MULTILINE))
+    names = re.findall(r"^[\w.-]+", _text(PROJECT_ROOT / "requirements.txt"), re.MULTILINE)
     wrong = []
-    for name, wanted in pins:
+    for name in names:
+        wanted = pins[name]
         found = _version(name)
         if found is None and any(_version(other) for other in _STAND_INS.get(name, ())):
             continue
         if found != wanted:
             wrong.append(f"{name} {wanted} is {found or 'missing'}")
     if not wrong:
-        return Check("packages", OK, f"{len(pins)} as in requirements.txt")
-    mend = f"{sys.executable} -m pip install -r {file}"
+        return Check("packages", OK, f"{len(names)} as in {lock.relative_to(PROJECT_ROOT)}")
+    mend = f"{sys.executable} -m pip install -r {lock}"
     return Check("packages", FAIL, ", ".join(wrong), mend)
+
+
+def _lock() -> Path:
+    """What ``make setup`` installs for this Python."""
+    major, minor = sys.version_info[:2]
+    return PROJECT_ROOT / "requirements" / f"lock-py{major}{minor}.txt"
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
 
 
 def _version(package: str) -> str | None:
@@ -142,7 +162,7 @@ def onednn() -> Check:
         library, _ = runtime.check_onednn()
         numbers = ctypes.CDLL(str(library)).dnnl_version
     except (UserError, OSError, AttributeError) as error:
-        mend = f"{sys.executable} -m pip install -r {PROJECT_ROOT / 'requirements.txt'}"
+        mend = f"{sys.executable} -m pip install -r {_lock()}"
         found = reason(error) if isinstance(error, UserError) else f"it does not load: {error}"
         return Check("oneDNN", FAIL, found, mend)
     numbers.restype = ctypes.POINTER(ctypes.c_int * 3)

@@ -100,7 +100,8 @@ def _checks(options: argparse.Namespace, config: Any, pipeline: Pipeline) -> Ite
     """Every check, cheap ones first."""
     run = options.run or RUNS / options.preset
     images = _counts(options.data, config, pipeline)[0].get(TRAIN, 0)
-    for check in (checks.python, checks.packages, checks.compiler, checks.headers, checks.onednn):
+    first = (checks.program, checks.python, checks.packages)
+    for check in (*first, checks.compiler, checks.headers, checks.onednn):
         yield check()
     yield gpu.gpu()
     yield checks.jittor()

@@ -8,6 +8,7 @@ from typing import Any
 
 from core.files import BROKEN_ZIP, json_or_empty
 from core.pipeline.folders import ResultFolder
+from core.version import VERSION
 from tools.report.extras import LabelOrigin
 from tools.report.refinement import RefinementFacts
 from tools.report.run_files import RunFiles, setting, short
@@ -66,6 +67,7 @@ def provenance(sources: RunFiles, refinement: RefinementFacts) -> list[Fact]:
     settings, ledger = sources.settings, refinement.settings
     checkpoint = ledger.get("checkpoint_sha256") or sources.checkpoint_sha256
     rows = [
+        ("page made by", f"version {VERSION} of this program"),
         ("run", str(sources.run.root)),
         ("data set", str(sources.data) if sources.data else None),
         ("split", sources.split),

@@ -59,7 +59,7 @@ def refinement_facts(labels: Path, looks: Sequence[ImageSummary]) -> RefinementF
     """Facts of the looked-at images from the ledger of a folder of label maps."""
     by_file: dict[tuple[str, int, int], ImageFacts] = {}
     for key, file, facts in _records(labels):
-        by_file[(key, *file)] = facts
+        by_file[(key, file[0], file[1])] = facts
     images = {}
     for each in looks:
         made = by_file.get((each.key, *each.crc)) if each.crc else None

@@ -18,6 +18,7 @@ from core.errors import UserError
 from core.files import read_json, write_json
 from core.scoring.matching import read_match, write_match
 from core.text import named
+from core.version import VERSION
 from core.work.worklist import Worklist
 from tools.evaluate.table import EvaluationResult
 from tools.submission.archive import Method, build_zip
@@ -157,6 +158,7 @@ def pack(
     Raises:
         UserError: the archive has a problem; the first ones are named and the archive is removed.
     """
+    method = method.with_notes(f"made by version {VERSION}")
     tolerated = set()
     if match is None:
         log.warn(STAGE, f"{_CLUSTER_IDS}; {archive} has no {MATCH}")

@@ -13,6 +13,7 @@ import pytest
 
 from core import runtime
 from core.memory import machine_bytes
+from core.version import VERSION
 from sam import weights
 from tests.conftest import ROOT
 from tests.helpers.processes import only
@@ -74,22 +75,29 @@ def test_no_headers_and_no_onednn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert check.state == FAIL and check.mend.endswith(f"apt-get install python{version}-dev")
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     check = checks.onednn()
-    assert check.state == FAIL and check.mend.endswith("requirements.txt")
+    assert check.state == FAIL and check.mend.endswith(checks._lock().name)
+
+
+def test_the_program_states_its_version() -> None:
+    assert checks.program() == checks.Check("program", OK, f"{VERSION}, {ROOT}")
 
 
 def test_packages_of_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "requirements.txt").read_text()
-    installed: dict[str, str | None] = dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE))
+    pins = re.findall(r"^([\w.-]+)==([\w.]+)", checks._lock().read_text(), re.MULTILINE)
+    installed: dict[str, str | None] = dict(pins)
+    names = re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     monkeypatch.setattr(checks, "_version", installed.get)
     assert checks.packages() == checks.Check(
-        "packages", OK, f"{len(installed)} as in requirements.txt"
+        "packages", OK, f"{len(names)} as in requirements/{checks._lock().name}"
     )
     installed.update({"numpy": "2.0.0", "faiss-cpu": None, "faiss-gpu-cu12": "1.10.0"})
     check = checks.packages()
     assert (check.state, check.found) == (FAIL, "numpy 1.26.4 is 2.0.0")
     assert "pip install -r" in check.mend
     installed["faiss-gpu-cu12"] = None
-    assert "faiss-cpu 1.10.0 is missing" in checks.packages().found
+    assert f"faiss-cpu {dict(pins)['faiss-cpu']} is missing" in checks.packages().found
+    monkeypatch.setattr(checks, "_lock", lambda: ROOT / "requirements" / "lock-py314.txt")
+    assert (checks.packages().state, "lock-py314.txt" in checks.packages().found) == (WARN, True)
 
 
 @pytest.mark.parametrize(

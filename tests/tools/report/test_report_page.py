@@ -22,6 +22,7 @@ from core.data.imagenet_s import list_images, split_folder
 from core.data.label_maps import load_label, save_label
 from core.errors import UserError
 from core.files import read_json, write_json
+from core.version import VERSION
 from core.work.mask_store import MaskStore
 from tests.conftest import ROOT
 from tests.helpers.report_runs import CLASSES, MASKS, SmallRun, make_run
@@ -141,6 +142,7 @@ def test_the_page_states_scores_and_provenance(finished: SmallRun) -> None:
     assert "SAM (vit_t, sha256 abababababab)" in page.text
     assert "0.40, chosen by: validation masks" in page.text
     assert "matched on validation masks" in page.text
+    assert f"version {VERSION} of this program" in page.text
     cards = [attributes for tag, attributes in page.elements if tag == "article"]
     assert len(cards) == 6
     figures = [name for name in page.scripts if name.startswith("figure-")]
