@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from core.checkpoints import plain_pickle
+from core.checkpoints.budget import ARRAYS, OBJECTS, Budget
 from core.checkpoints.pickled_values import resolve
 from core.errors import UserError
 
@@ -166,7 +167,9 @@ def _ids_of(value: Any, names: Sequence[str]) -> tuple[int, ...]:
         elif type(entry) is int and 1 <= entry <= len(names):
             found.add(entry)
         else:
-            raise ValueError(f"names the unknown class {entry!r:.40}")
+            # Of other values only the type: they may be nested as deeply as the file likes.
+            plain = entry if isinstance(entry, (str, int)) else type(entry).__name__
+            raise ValueError(f"names the unknown class {plain!r:.40}")
     return tuple(sorted(found))
 
 
@@ -198,7 +201,9 @@ def _pickled(path: Path) -> Mapping[Any, Any]:
     try:
         with open(path, "rb") as file:
             _skip_header(file)
-            value = resolve(plain_pickle.load(file, object_arrays=True), _no_storage)
+            size = path.stat().st_size
+            content = plain_pickle.load(file, Budget(size, OBJECTS), object_arrays=True)
+            value = resolve(content, _no_storage, Budget(size, ARRAYS))
     except UserError as error:
         raise UserError(f"label file {path}: {error}") from error
     except _DAMAGED as error:
