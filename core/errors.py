@@ -3,7 +3,7 @@
 A problem that the user can mend (a missing folder, a checkpoint of another architecture, a broken
 image) is raised as :class:`UserError` with one line: what was expected, what was found, what to do.
 :func:`main_guard` prints that line on stderr and ends with exit code 2. It does the same with a
-full disk or a folder that cannot be written. A bug keeps its traceback.
+full disk, a folder that cannot be written, or too little memory. A bug keeps its traceback.
 """
 
 from __future__ import annotations
@@ -95,6 +95,11 @@ def _to_mend(error: Exception) -> str | None:
     """What the user can do about an error; None where it is a bug."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, MemoryError):
+        return (
+            "out of memory; what was finished is kept: end other programs, or take smaller batches "
+            "or images, and run the same command again"
+        )
     if not isinstance(error, OSError) or error.errno not in _REFUSALS:
         return None
     what = error.filename2 or error.filename or "a file cannot be written"

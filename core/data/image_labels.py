@@ -23,6 +23,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from core.arrays import read_arrays
 from core.checkpoints import plain_pickle
 from core.checkpoints.budget import ARRAYS, OBJECTS, Budget
 from core.checkpoints.pickled_values import resolve
@@ -31,6 +32,7 @@ from core.errors import UserError
 #: Key of an image -> its classes.
 ImageLabels = dict[str, tuple[int, ...]]
 _DAMAGED = (Exception,)  # what a damaged pickle or archive raises is of any kind
+_MAX_BYTES = 1 << 30  # of the arrays of an archive
 _MAX_XML = 1 << 20  # bytes; VOC's largest annotation has 20 thousand
 
 
@@ -185,9 +187,8 @@ def _json_object(path: Path) -> Mapping[Any, Any]:
 
 def _archived(path: Path) -> Mapping[Any, Any]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            keys, labels = arrays["keys"], arrays["labels"]
-    except _DAMAGED as error:
+        keys, labels = read_arrays(path, ("keys", "labels"), _MAX_BYTES)
+    except ValueError as error:
         raise UserError(f"label file {path} cannot be read: {error}") from error
     if keys.ndim != 1 or keys.dtype.kind not in "iuU" or len(labels) != len(keys):
         raise UserError(f"label file {path}: expected `keys` (N,) and `labels` (N, classes)")

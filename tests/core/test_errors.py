@@ -27,6 +27,7 @@ def end_of(body: str) -> subprocess.CompletedProcess[str]:
         ("open('/')", "/: Is a directory"),
         ("raise PermissionError(13, 'Permission denied', 'a\\nb')", "a\\nb: Permission denied"),
         ("raise PermissionError(13, 'Permission denied', '/data/a')", "/data/a: Permission denied"),
+        ("raise MemoryError", "out of memory"),
     ],
 )
 def test_a_machine_that_refuses_is_one_line(body: str, said: str) -> None:

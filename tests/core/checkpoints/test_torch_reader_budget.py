@@ -28,6 +28,7 @@ _READ = """
 import resource, sys
 from core.checkpoints.torch_reader import state_dict_of
 from core.errors import UserError
+from core.memory import resident_mib
 resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 try:
@@ -36,7 +37,7 @@ except UserError as error:
     print(str(error).replace("\\n", "NEWLINE"))
 else:
     print("read")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+print(int(resident_mib("VmHWM")))
 """
 
 
@@ -186,10 +187,8 @@ BOMBS: dict[str, Callable[[Path], Path]] = {
         + b"\x89C\0tb",
     ),
     "millions of empty sets": lambda p: jittor(p, b"(" + b"\x8f" * 4_000_000 + b"l"),
-    "millions of open marks": lambda p: jittor(p, b"(" * 4_000_000),
-    "millions of calls": lambda p: jittor(
-        p, _DICT + put(0) + b"(" + (get(0) + b")R") * 1_200_000 + b"l"
-    ),
+    "millions of open marks": lambda p: jittor(p, b"(" * 8_000_000),
+    "millions of calls": lambda p: jittor(p, _DICT + put(0) + b"(" + b"h\0)R" * 2_000_000 + b"l"),
     "a long text copied": lambda p: jittor(
         p,
         _PATH
@@ -197,7 +196,7 @@ BOMBS: dict[str, Callable[[Path], Path]] = {
         + text("x" * 4_000_000)
         + put(1)
         + b"("
-        + (get(0) + get(1) + b"\x85R") * 100_000
+        + (get(0) + get(1) + get(1) + b"\x86R") * 100_000
         + b"l",
     ),
     "a long list copied": lambda p: jittor(
