@@ -240,7 +240,13 @@ BOMBS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind.startswith("millions") else kind
+        for kind in BOMBS
+    ],
+)
 def test_small_files_cannot_unfold(tmp_path: Path, kind: str) -> None:
     path = BOMBS[kind](tmp_path / "bomb.pth")
     assert path.stat().st_size < 9 << 20
