@@ -78,7 +78,11 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             ours = False
         if not ours:
             raise UserError(f"another process is fetching {path}; wait for it")
-        yield file
+        try:
+            yield file
+        finally:
+            if path.exists() and os.fstat(file.fileno()).st_size == 0:
+                path.unlink()
 
 
 def _fill(url: str, part: IO[bytes], stage: str, by_hand: str) -> None:
@@ -103,7 +107,7 @@ def _fill(url: str, part: IO[bytes], stage: str, by_hand: str) -> None:
                     f"{url} cannot be fetched ({reason}){kept}: see to the network and run the "
                     f"same command again, or {by_hand}"
                 ) from error
-            log.warn(stage, f"{reason}; going on from {have / _MEGABYTE:.0f} MB")
+            log.warn(stage, f"{reason}; trying again from {have / _MEGABYTE:.0f} MB")
             time.sleep(_PAUSE_S)
 
 
