@@ -9,8 +9,11 @@ scoring        metrics of label maps, and which cluster is which class
 synthetic      a generated data set, to try everything without a download
 training       the training loop, its optimiser, its log and its options
 work           many items by many processes: claimed, recorded, resumed
+arrays         arrays out of NumPy's files, which may be damaged
+checksums      SHA-256 of large files, remembered
 config         settings in frozen dataclasses, changed by ``section.field=value``
 distributed    MPI ranks and SLURM array tasks: who am I, what is my share
+download       fetches a large file, and goes on where it was cut
 errors         errors that a user can mend, and how a command ends on one
 files          atomic writes, JSON, names and checksums of files
 kmeans         k-means and nearest centres, by faiss

@@ -42,6 +42,15 @@ def progress(
     )
 
 
+def progress_of_bytes(stage: str, total: int | None, done: int = 0) -> tqdm:
+    """A bar for a transfer of ``total`` bytes (None: unknown), of which ``done`` are there already:
+    a context manager, told by ``update(n)`` how many more came.
+    """
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    shown = {"unit": "B", "unit_scale": True, "mininterval": interval, "dynamic_ncols": True}
+    return tqdm(desc=stage, total=total, initial=done, **shown)
+
+
 class StageLog:
     """Append-only JSONL log of a stage: one object a line, each with ``time`` (Unix seconds).
 

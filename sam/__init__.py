@@ -17,6 +17,7 @@ resize_logits     enlarges the decoder's masks to the image's size
 masks             boxes, duplicates, crops and small regions of masks (numpy only)
 batch_size        how many prompts fit into the free memory
 weights           finds the SAM weights, or fetches the small ones
+published         the official files: compared with their checksums, fetched on request
 onnx_weights      MobileSAM's exported files as a state dict
 kernels/          C++ sources of ``decoder_ops``
 """

@@ -1,8 +1,9 @@
-"""SAM's weights: where they are looked for, and how the ones that are free are fetched.
+"""SAM's weights: where they are looked for, and how the small ones are fetched.
 
-:func:`find_sam` takes an official file where one lies in ``weights/``, else the small SAM with a
-TinyViT encoder, which :func:`fetch_sam` has put into the user's cache (``tools.weights`` is the
-command that calls it). ``weights/manifest.json`` lists the files, their models and checksums.
+:func:`find_sam` takes an official file where one lies in ``weights/`` (``sam.published`` compares
+it with its checksum, and fetches it on request), else the small SAM with a TinyViT encoder, which
+:func:`fetch_sam` has put into the user's cache (``tools.weights`` is the command that calls both).
+``weights/manifest.json`` lists the files, their models and checksums.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import numpy as np
 from core import runtime
 from core.checkpoints.files import is_whole, write_pickle
 from core.checkpoints.torch_reader import state_dict_of
+from core.checksums import remembered_sha256
 from core.errors import UserError
 from core.files import read_json, sha256_of
 from core.log import info
 from core.pipeline.folders import WEIGHTS
+from sam.published import STAGE, require_published
 
-STAGE = "weights"
 _FETCH_SECONDS = 900
 # Width of the encoder's position embedding, by which the official ViT checkpoints are told apart.
 _VIT_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
@@ -40,7 +42,7 @@ class SamWeights:
 
     def fingerprint(self) -> dict[str, str]:
         """What identifies the weights wherever they lie: model and SHA-256 of the file."""
-        return {"model": self.model, "sha256": sha256_of(self.path)}
+        return {"model": self.model, "sha256": remembered_sha256(self.path)}
 
 
 def manifest() -> dict[str, Any]:
@@ -61,19 +63,21 @@ def find_sam(weights_dir: Path = WEIGHTS) -> SamWeights:
     SAM.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or the official file is cut or damaged.
     """
     for entry in manifest()["by_hand"]:
         path = Path(weights_dir) / entry["file"]
         if "model" in entry and path.is_file():
+            require_published(path, manifest())
             return _announced(SamWeights(entry["model"], path))
     cached = fetched_path()
     if cached.is_file():
         runtime.own_cache_dir()
         return _announced(SamWeights(manifest()["fetched"]["model"], cached))
     raise UserError(
-        "no SAM weights: run `python -m uss weights` to fetch a small one, or put "
-        f"sam_vit_b_01ec64.pth into {weights_dir} (or do without: --set masks.source=superpixels)"
+        "no SAM weights: run `python -m uss weights` to fetch a small one, `python -m uss weights "
+        f"vit_b` for the official one, or put sam_vit_b_01ec64.pth into {weights_dir} (or do "
+        "without: --set masks.source=superpixels)"
     )
 
 
@@ -82,7 +86,7 @@ def sam_at(path: Path) -> SamWeights:
     content.
 
     Raises:
-        UserError: no such file, or no SAM checkpoint.
+        UserError: no such file, no SAM checkpoint, or an official file that is cut or damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -91,6 +95,7 @@ def sam_at(path: Path) -> SamWeights:
             "`python -m uss weights`"
         )
     listed = manifest()
+    require_published(path, listed)
     models = {
         entry["file"]: entry.get("model") for entry in [listed["fetched"], *listed["by_hand"]]
     }

@@ -1,4 +1,6 @@
-"""``python -m uss weights``: fetch the small SAM, and list which weights are at hand."""
+"""``python -m uss weights``: fetch the small SAM or an official one, and list which weights are at
+hand.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,29 @@ from core.errors import UserError
 from core.log import warn
 from core.pipeline.folders import WEIGHTS
 from core.pipeline.stage import Pipeline
+from sam.published import fetch_published, published
 from sam.weights import STAGE, cache_folder, fetch_sam, fetched_path, find_sam, manifest
 from tools import flags
 
 
 def main(arguments: list[str], pipeline: Pipeline) -> int:
-    """``python -m NAME weights``: fetch what can be fetched, then print what is there and what may
-    be added by hand.
+    """``python -m NAME weights``: fetch the small SAM, or the official one that is named, then
+    print what is there and what may be added by hand.
     """
     parser = flags.Parser(prog=f"python -m {pipeline.name} weights", description=main.__doc__)
+    parser.add_argument(
+        "name",
+        nargs="?",
+        choices=list(published(manifest())),
+        help="an official SAM: fetched from its authors; goes on where it was cut",
+    )
     parser.add_argument("--weights-dir", type=Path, default=WEIGHTS, help="default: %(default)s")
-    folder = parser.parse_args(arguments).weights_dir
+    asked = parser.parse_args(arguments)
+    folder = asked.weights_dir
+    if asked.name is not None:
+        fetch_published(asked.name, folder, manifest())
+        print(_table(folder))
+        return 0
     problem: UserError | None = None
     try:
         fetch_sam()

@@ -16,6 +16,7 @@ import numpy as np
 
 from core import config as core_config
 from core import distributed, log
+from core.arrays import read_array
 from core.data.crops import network_input
 from core.data.images import load_rgb
 from core.data.items import ImageItem
@@ -171,10 +172,10 @@ def load_centroids(path: Path, num_classes: int, channels: int) -> np.ndarray:
         UserError: not such an array; says which of class count and width does not fit.
     """
     try:
-        centres = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        centres = read_array(path)
+    except ValueError as error:
         raise UserError(f"expected cluster centres (.npy) at {path}: {error}") from error
-    if not isinstance(centres, np.ndarray) or centres.ndim != 2:
+    if centres.ndim != 2 or centres.dtype.kind not in "fiu":
         raise UserError(f"expected cluster centres (clusters, channels) in {path}")
     if len(centres) != num_classes:
         raise UserError(

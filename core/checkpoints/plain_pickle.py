@@ -10,6 +10,10 @@ Objects that trainers leave beside the weights, such as the parsed arguments, be
 attributes where the caller allows it. Their classes are not imported, and nothing of them is
 called. A call of anything that is not on the list is always refused.
 
+A short file may also describe something that takes for ever, or all memory. So each instruction
+spends from a :class:`~core.checkpoints.budget.Budget`, keys are plain values, and no value of the
+file is turned into text, not even for an error.
+
 The base is Python's own unpickler in Python. The compiled one reserves up to 64 GiB when a damaged
 file asks for a distant memo slot. A checkpoint has a few thousand instructions, so the slower one
 costs milliseconds.
@@ -23,8 +27,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from core.checkpoints.budget import Budget
+from core.checkpoints.pickle_calls import (
+    ALLOWED,
+    dtype_or_objects,
+    keyed,
+    record_of,
+    refused_call,
+    set_of,
+)
 from core.checkpoints.pickled_values import (
     TORCH_STORAGES,
     TORCH_TYPES,
@@ -34,8 +45,6 @@ from core.checkpoints.pickled_values import (
     ObjectClass,
     ObjectDtype,
     Record,
-    Storage,
-    Tensor,
 )
 from core.errors import UserError
 
@@ -49,10 +58,25 @@ _REFUSED_OPCODES = (
     pickle.NEXT_BUFFER,
     pickle.READONLY_BUFFER,
 )
+# About how many bytes an instruction takes in memory: an entry of the stack and a small value, ...
+_COST = 40
+# ... and where it makes more than that.
+_COSTS = {
+    **dict.fromkeys((pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.LIST, pickle.DICT), 80),
+    **dict.fromkeys((pickle.EMPTY_SET, pickle.FROZENSET), 224),
+    **dict.fromkeys((pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE), 100),
+    **dict.fromkeys((pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.BINPERSID), 300),
+    **dict.fromkeys((pickle.REDUCE, pickle.NEWOBJ, pickle.NEWOBJ_EX), 400),
+}
+_COST_OF_ENTRY = 100  # of a list or dict that a call copies
+_MAX_MARKS = 1000  # sequences within sequences
+_MAX_BITS = 512
+_MAX_NAME = 200  # characters of a class and of its module
 
 
 def load(
     file: Any,
+    budget: Budget,
     persistent_load: Callable[[Any], Any] | None = None,
     inert_objects: bool = False,
     object_arrays: bool = False,
@@ -61,6 +85,7 @@ def load(
     :func:`core.checkpoints.pickled_values.resolve`.
 
     Args:
+        budget: what the objects may take in memory.
         persistent_load: what a torch file's references to storages become; without it they are
             refused.
         inert_objects: objects of any class become dicts of their attributes; else only those of
@@ -71,7 +96,7 @@ def load(
         UserError: the pickle asks for something that is not on the list.
         Exception: of any kind, when the bytes are damaged; the caller says which file.
     """
-    return _Unpickler(file, persistent_load, inert_objects, object_arrays).load()
+    return _Unpickler(file, budget, persistent_load, inert_objects, object_arrays).load()
 
 
 def printable(text: str, limit: int = 240) -> str:
@@ -94,12 +119,14 @@ class _Unpickler(_PurePythonUnpickler):
     def __init__(
         self,
         file: Any,
+        budget: Budget,
         persistent_load: Callable[[Any], Any] | None,
         inert_objects: bool,
         object_arrays: bool,
     ) -> None:
         # latin1: what Python 2 wrote as `str` may be an array's bytes.
         super().__init__(file, encoding="latin1")
+        self.budget = budget
         self._storage_of = persistent_load
         self._inert_objects = inert_objects
         self._object_arrays = object_arrays
@@ -110,17 +137,18 @@ class _Unpickler(_PurePythonUnpickler):
         return self._storage_of(reference)
 
     def find_class(self, module: str, name: str) -> Any:
+        module, name = module[:_MAX_NAME], name[:_MAX_NAME]
         if module in ("torch", "torch.storage") and name in TORCH_STORAGES:
             return ElementType(TORCH_STORAGES[name])
         if module == "torch" and name in TORCH_TYPES:
             return ElementType(name)
-        found = _ALLOWED.get((module, name))
+        found = ALLOWED.get((module, name))
         if found is Dtype and self._object_arrays:
-            return _dtype_or_objects
+            return dtype_or_objects
         if found is None and self._inert_objects:
             return ObjectClass(f"{module}.{name}")
         if found is None:
-            raise _refused_call(f"{module}.{name}")
+            raise refused_call(f"{module}.{name}")
         return found
 
     def load_reduce(self) -> None:
@@ -128,7 +156,10 @@ class _Unpickler(_PurePythonUnpickler):
         arguments = self.stack.pop()
         function = self.stack[-1]
         if isinstance(function, ObjectClass):
-            raise _refused_call(function.name)
+            raise refused_call(function.name)
+        if not isinstance(arguments, tuple):
+            raise ValueError("a call without its arguments")
+        self.budget.spend(_copied((arguments, *arguments)))
         self.stack[-1] = function(*arguments)
 
     dispatch[pickle.REDUCE[0]] = load_reduce
@@ -136,7 +167,7 @@ class _Unpickler(_PurePythonUnpickler):
     def load_newobj(self) -> None:
         """An object without a call of its class: a record, whatever its arguments."""
         self.stack.pop()
-        self.stack[-1] = _record_of(self.stack[-1])
+        self.stack[-1] = record_of(self.stack[-1])
 
     dispatch[pickle.NEWOBJ[0]] = load_newobj
 
@@ -152,10 +183,10 @@ class _Unpickler(_PurePythonUnpickler):
         state = self.stack.pop()
         instance = self.stack[-1]
         if isinstance(instance, (Array, Dtype, ObjectDtype, Record)):
+            self.budget.spend(_copied(state if isinstance(state, tuple) else (state,)))
             instance.set_state(state)
-        elif not isinstance(
-            instance, OrderedDict
-        ):  # torch hangs `_metadata` on a state dict: not needed
+        elif not isinstance(instance, OrderedDict):
+            # torch hangs `_metadata` on a state dict, which is not needed.
             raise UserError(f"refused: it wants to change a {type(instance).__name__}")
 
     dispatch[pickle.BUILD[0]] = load_build
@@ -170,146 +201,78 @@ class _Unpickler(_PurePythonUnpickler):
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
+    # What makes keys: Python would ask any value for its hash.
 
-def _refused_call(name: str) -> UserError:
-    return UserError(
-        f"refused: it wants to call {name}, and only tensors, arrays and plain values are read"
-    )
+    def load_dict(self) -> None:
+        """A dict of all that stands above the mark."""
+        entries = self.pop_mark()
+        self.append(keyed(zip(entries[::2], entries[1::2])))
 
+    dispatch[pickle.DICT[0]] = load_dict
 
-# What a pickle may call. Each of these checks its arguments, because the file chooses them.
+    def load_setitem(self) -> None:
+        """One entry more for a dict."""
+        value, key = self.stack.pop(), self.stack.pop()
+        _dict_of(self.stack[-1]).update(keyed([(key, value)]))
 
+    dispatch[pickle.SETITEM[0]] = load_setitem
 
-def _integers(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or any(type(value) is not int for value in values):
-        raise ValueError(f"expected integers, found {values!r:.80}")
-    return values
+    def load_setitems(self) -> None:
+        """More entries for a dict."""
+        entries = self.pop_mark()
+        _dict_of(self.stack[-1]).update(keyed(zip(entries[::2], entries[1::2])))
 
+    dispatch[pickle.SETITEMS[0]] = load_setitems
 
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> Tensor:
-    if not isinstance(storage, Storage):
-        raise ValueError(f"a tensor without a storage: {storage!r:.80}")
-    return Tensor(storage, _integers((offset,))[0], _integers(size), _integers(stride))
+    def load_additems(self) -> None:
+        """More entries for a set."""
+        entries = self.pop_mark()
+        target = self.stack[-1]
+        if not isinstance(target, set):
+            raise ValueError("entries for something that is no set")
+        target |= set_of(entries)
 
+    dispatch[pickle.ADDITEMS[0]] = load_additems
 
-def _rebuild_tensor_v3(
-    storage: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    _grad: Any,
-    _hooks: Any,
-    kind: Any,
-    *_rest: Any,
-) -> Tensor:
-    """Storage in bytes, offset and strides in elements of ``kind``."""
-    if not isinstance(storage, Storage) or not isinstance(kind, ElementType):
-        raise ValueError(f"a tensor without a storage or type: {storage!r:.80} {kind!r:.80}")
-    typed = Storage(kind, storage.key, storage.numel // kind.itemsize)
-    return _rebuild_tensor(typed, offset, size, stride)
+    def load_frozenset(self) -> None:
+        """A frozenset of all that stands above the mark."""
+        self.append(frozenset(set_of(self.pop_mark())))
 
-
-def _first(value: Any, *_rest: Any) -> Any:
-    """Parameter and Var: the tensor or array itself."""
-    return value
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
 
 
-def _tuple_of(values: Any = ()) -> tuple[int, ...]:
-    return _integers(tuple(values))
+def _watched(code: int, method: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An instruction that is paid for first."""
+    cost = _COSTS.get(bytes([code]), _COST)
+    makes_integer = bytes([code]) in (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4)
+    makes_mark = code == pickle.MARK[0]
+
+    def run(self: Any) -> None:
+        self.budget.spend(cost)
+        method(self)
+        if makes_integer and int(self.stack[-1]).bit_length() > _MAX_BITS:
+            raise ValueError(f"an integer of more than {_MAX_BITS} bits")
+        if makes_mark and len(self.metastack) > _MAX_MARKS:
+            raise ValueError("nested too deeply")
+
+    return run
 
 
-def _text_of(*parts: Any) -> str:
-    return ":".join(str(part) for part in parts)
+_Unpickler.dispatch = {code: _watched(code, method) for code, method in _Unpickler.dispatch.items()}
 
 
-def _record_of(kind: Any, *_base_and_state: Any) -> Record:
-    """An object of a class that is not called; protocols 0 and 1 say so by ``_reconstructor``."""
-    if not isinstance(kind, ObjectClass):
-        raise UserError("refused: it wants to make an object of something that is no class")
-    return Record()
+def _copied(values: tuple) -> int:
+    """Bytes that a copy of each of these values may take; not of what is inside them."""
+    size = 0
+    for value in values:
+        if isinstance(value, (list, tuple, dict, set, frozenset)):
+            size += _COST_OF_ENTRY * len(value)
+        elif isinstance(value, (str, bytes)):
+            size += len(value) * (4 if isinstance(value, str) else 1)
+    return size
 
 
-def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any) -> Array:
-    """An array of protocol 5."""
-    array = Array()
-    array.set_state((1, _integers(shape), dtype, order == "F", raw))
-    return array
-
-
-def _dtype_or_objects(text: Any, *flags: Any) -> Dtype | ObjectDtype:
-    """The element type of an array where arrays of objects are allowed."""
-    if text in ("O", "O8", "O4", "|O"):
-        return ObjectDtype()
-    return Dtype(text, *flags)
-
-
-def _path(*parts: Any) -> str:
-    return "/".join(str(part) for part in parts)
-
-
-def _reconstruct(*_class_shape_type: Any) -> Array:
-    return Array()
-
-
-def _scalar(dtype: Any, raw: Any) -> Any:
-    raw = raw.encode("latin1") if isinstance(raw, str) else raw
-    if not isinstance(dtype, Dtype) or len(raw) != dtype.dtype().itemsize:
-        raise ValueError(f"scalar of {len(raw)} bytes")
-    return np.frombuffer(raw, dtype.dtype().newbyteorder("="))[0]
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
-        raise ValueError(f"encode to {encoding!r:.20}")
-    return text.encode("latin1")
-
-
-def _empty_bytes() -> bytes:
-    return b""
-
-
-def _plain_dict(_factory: Any = None) -> dict:
-    return {}
-
-
-class _Mark:
-    """A class that a pickle names as an argument, and that is never called."""
-
-
-_NDARRAY = _Mark()
-_DICT = _Mark()
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "defaultdict"): _plain_dict,
-    ("_codecs", "encode"): _encode,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
-    ("torch._utils", "_rebuild_parameter"): _first,
-    ("torch._utils", "_rebuild_parameter_with_state"): _first,
-    ("torch", "Size"): _tuple_of,
-    ("torch", "device"): _text_of,
-    ("jittor", "Var"): _first,
-    ("jittor_core", "Var"): _first,
-    ("jittor", "jittor_core.Var"): _first,
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): Dtype,
-    ("argparse", "Namespace"): ObjectClass("argparse.Namespace"),
-    ("pathlib", "PosixPath"): _path,
-    ("pathlib._local", "PosixPath"): _path,
-    ("pathlib", "WindowsPath"): _path,
-}
-for _numpy in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    _ALLOWED[(_numpy, "_reconstruct")] = _reconstruct
-    _ALLOWED[(_numpy, "scalar")] = _scalar
-for _builtins in ("builtins", "__builtin__"):
-    _ALLOWED[(_builtins, "set")] = set
-    _ALLOWED[(_builtins, "frozenset")] = frozenset
-    _ALLOWED[(_builtins, "bytes")] = _empty_bytes
-    _ALLOWED[(_builtins, "dict")] = _DICT
-    _ALLOWED[(_builtins, "object")] = _Mark()
-for _numpy in ("numpy.core.numeric", "numpy._core.numeric"):
-    _ALLOWED[(_numpy, "_frombuffer")] = _frombuffer
-for _copyreg in ("copyreg", "copy_reg"):
-    _ALLOWED[(_copyreg, "_reconstructor")] = _record_of
+def _dict_of(target: Any) -> dict:
+    if not isinstance(target, dict):
+        raise ValueError("entries for something that is no dict")
+    return target

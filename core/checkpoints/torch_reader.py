@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import mmap
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -23,12 +24,14 @@ from typing import Any, cast
 import numpy as np
 
 from core.checkpoints import pickled_values, plain_pickle
+from core.checkpoints.budget import ARRAYS, OBJECTS, Budget
 from core.errors import UserError
 
 JITTOR_MARK = b"HCAJSLHD"
 SHA1_BYTES = 20
 _LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _LEGACY_VERSION = 1001
+_PREFIX = re.compile(r"^(module\.)+")
 _EXPECTED = "expected a checkpoint (PyTorch .pth or Jittor pickle)"
 
 
@@ -57,6 +60,11 @@ def read_checkpoint(path: Path | str, inert_objects: bool = False) -> Any:
         return _read(path, inert_objects)
     except UserError as error:
         raise UserError(f"{path}: {plain_pickle.printable(str(error))}") from error
+    except MemoryError as error:
+        raise UserError(
+            f"{path}: {_EXPECTED}, found one that does not fit into the memory that is free; end "
+            "other programs, or copy or download it again if it is damaged"
+        ) from error
     except Exception as error:
         reason = plain_pickle.printable(str(error), 160)
         raise UserError(
@@ -83,19 +91,27 @@ def state_dict_of(path: Path | str) -> dict[str, np.ndarray]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected weights by name, found a {type(content).__name__}")
     state: dict[str, np.ndarray] = {}
+    budget = Budget(Path(path).stat().st_size, ARRAYS)
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, np.ndarray):
             continue
-        while key.startswith("module."):
-            key = key[len("module.") :]
+        key = _PREFIX.sub("", key)
         if key.rpartition(".")[2] == "num_batches_tracked":
             continue
         if key in state:
             raise UserError(f"{path}: holds {key!r:.80} both with and without the prefix 'module.'")
         kind = np.float32 if value.dtype == np.float16 else value.dtype
-        state[key] = np.ascontiguousarray(value, kind).reshape(value.shape)
+        try:
+            # Names that stand for one array are copied one by one.
+            budget.spend(value.size * np.dtype(kind).itemsize)
+            state[key] = np.ascontiguousarray(value, kind).reshape(value.shape)
+        except (ValueError, MemoryError) as error:
+            raise UserError(
+                f"{path}: expected weights, found more of them than a file of its size or this "
+                f"machine's memory holds ({error})"
+            ) from error
     if not state:
-        names = ", ".join(sorted(map(str, content))[:8]) or "nothing"
+        names = ", ".join(sorted(str(key)[:80] for key in content)[:8]) or "nothing"
         raise UserError(
             f"{path}: expected weights by name, found no tensors but: "
             f"{plain_pickle.printable(names)}"
@@ -137,7 +153,7 @@ def _describe(head: bytes) -> str:
 
 
 def _no_storages(key: str) -> np.ndarray:
-    raise ValueError(f"storage {key!r} in a file that has none")
+    raise ValueError(f"storage {key[:40]!r} in a file that has none")
 
 
 def _read_jittor(data: mmap.mmap, inert_objects: bool) -> Any:
@@ -149,8 +165,8 @@ def _read_jittor(data: mmap.mmap, inert_objects: bool) -> Any:
             f"{_EXPECTED}, found a Jittor pickle whose checksum does not match: it is damaged; "
             "copy or download it again"
         )
-    content = plain_pickle.load(data, inert_objects=inert_objects)
-    return pickled_values.resolve(content, _no_storages)
+    content = plain_pickle.load(data, Budget(end, OBJECTS), inert_objects=inert_objects)
+    return pickled_values.resolve(content, _no_storages, Budget(end, ARRAYS))
 
 
 def _storage_reference(reference: tuple) -> pickled_values.Storage:
@@ -158,46 +174,54 @@ def _storage_reference(reference: tuple) -> pickled_values.Storage:
     pickle."""
     label, kind, key, _device, numel, *view = reference
     if label not in ("storage", b"storage") or not isinstance(kind, pickled_values.ElementType):
-        raise ValueError(f"reference {reference!r:.80}")
+        raise ValueError("a reference to something else than a storage")
     offset = 0
     if view and view[0] is not None:
         _view_key, offset, numel = view[0]
-    if type(numel) is not int or type(offset) is not int:
-        raise ValueError(f"reference {reference!r:.80}")
-    return pickled_values.Storage(kind, str(key), numel, offset)
+    if not isinstance(key, str):
+        raise ValueError("a reference to a storage without a name")
+    numel, offset = pickled_values.integers((numel, offset))
+    return pickled_values.Storage(kind, key, numel, offset)
 
 
 def _read_zip(file: io.BufferedReader, size: int, inert_objects: bool) -> Any:
     with zipfile.ZipFile(file) as archive:
         names = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
         if len(names) != 1:
-            found = ", ".join(archive.namelist()[:4])
+            found = ", ".join(name[:80] for name in archive.namelist()[:4])
             raise UserError(f"{_EXPECTED}, found a zip archive without data.pkl (it has: {found})")
         root = names[0].split("/")[0]
+        read = 0
 
         def record(name: str) -> np.ndarray:
-            """Bytes of one entry; torch never compresses, so no entry can be larger than the
-            file."""
+            """Bytes of one entry; torch never compresses, so all entries together cannot be larger
+            than the file, unless they lie in each other."""
+            nonlocal read
             entry = archive.getinfo(f"{root}/{name}")
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+            read += entry.file_size
+            if entry.compress_type != zipfile.ZIP_STORED or read > size:
                 raise ValueError(
-                    f"entry {entry.filename} of {entry.file_size} bytes is compressed or cut"
+                    f"entry {entry.filename[:80]} of {entry.file_size} bytes is compressed, cut or "
+                    "lies in another one"
                 )
             values = np.empty(entry.file_size, np.uint8)
             with archive.open(entry) as source:
                 done = cast(io.BufferedIOBase, source).readinto(values.data)
                 # Reading past the end is what makes zipfile compare the checksum.
                 if done != entry.file_size or source.read(1):
-                    raise ValueError(f"entry {entry.filename} is cut")
+                    raise ValueError(f"entry {entry.filename[:80]} is cut")
             return values
 
         if f"{root}/byteorder" in archive.namelist() and bytes(record("byteorder")) != b"little":
             raise UserError(
                 "its numbers are stored big endian; save it again on a little-endian machine"
             )
-        pickled = io.BytesIO(bytes(record("data.pkl")))
-        content = plain_pickle.load(pickled, _storage_reference, inert_objects)
-        return pickled_values.resolve(content, lambda key: record(f"data/{key}"))
+        pickled = bytes(record("data.pkl"))
+        budget = Budget(len(pickled), OBJECTS)
+        content = plain_pickle.load(io.BytesIO(pickled), budget, _storage_reference, inert_objects)
+        return pickled_values.resolve(
+            content, lambda key: record(f"data/{key}"), Budget(size, ARRAYS)
+        )
 
 
 def _read_legacy(data: mmap.mmap, inert_objects: bool) -> Any:
@@ -208,19 +232,23 @@ def _read_legacy(data: mmap.mmap, inert_objects: bool) -> Any:
         storages.setdefault(storage.key, storage)
         return storage
 
-    plain_pickle.load(data)
-    version, system = plain_pickle.load(data), plain_pickle.load(data)
+    budget = Budget(len(data), OBJECTS)
+    plain_pickle.load(data, budget)
+    version, system = plain_pickle.load(data, budget), plain_pickle.load(data, budget)
     if version != _LEGACY_VERSION or not system.get("little_endian", True):
         raise UserError(
-            f"it is of version {version!r:.20} or big endian; save it again with a newer PyTorch"
+            "it is of another version or big endian; save it again with a newer PyTorch"
         )
-    content = plain_pickle.load(data, reference, inert_objects)
+    content = plain_pickle.load(data, budget, reference, inert_objects)
     raw: dict[str, np.ndarray] = {}
-    for key in plain_pickle.load(data):
+    keys = plain_pickle.load(data, budget)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError("a list of storages without their names")
+    for key in keys:
         (numel,) = struct.unpack("<q", data.read(8))
-        count = numel * storages[str(key)].kind.itemsize
+        count = numel * storages[key].kind.itemsize
         block = data.read(max(count, 0))
         if count < 0 or len(block) != count:
-            raise ValueError(f"storage {key!r} of {numel} elements is cut")
-        raw[str(key)] = np.frombuffer(bytearray(block), np.uint8)
-    return pickled_values.resolve(content, raw.__getitem__)
+            raise ValueError(f"storage {key[:40]!r} of {numel} elements is cut")
+        raw[key] = np.frombuffer(bytearray(block), np.uint8)
+    return pickled_values.resolve(content, raw.__getitem__, Budget(len(data), ARRAYS))

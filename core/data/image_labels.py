@@ -23,13 +23,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from core.arrays import read_arrays
 from core.checkpoints import plain_pickle
+from core.checkpoints.budget import ARRAYS, OBJECTS, Budget
 from core.checkpoints.pickled_values import resolve
 from core.errors import UserError
 
 #: Key of an image -> its classes.
 ImageLabels = dict[str, tuple[int, ...]]
 _DAMAGED = (Exception,)  # what a damaged pickle or archive raises is of any kind
+_MAX_BYTES = 1 << 30  # of the arrays of an archive
 _MAX_XML = 1 << 20  # bytes; VOC's largest annotation has 20 thousand
 
 
@@ -166,7 +169,9 @@ def _ids_of(value: Any, names: Sequence[str]) -> tuple[int, ...]:
         elif type(entry) is int and 1 <= entry <= len(names):
             found.add(entry)
         else:
-            raise ValueError(f"names the unknown class {entry!r:.40}")
+            # Of other values only the type: they may be nested as deeply as the file likes.
+            plain = entry if isinstance(entry, (str, int)) else type(entry).__name__
+            raise ValueError(f"names the unknown class {plain!r:.40}")
     return tuple(sorted(found))
 
 
@@ -182,9 +187,8 @@ def _json_object(path: Path) -> Mapping[Any, Any]:
 
 def _archived(path: Path) -> Mapping[Any, Any]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            keys, labels = arrays["keys"], arrays["labels"]
-    except _DAMAGED as error:
+        keys, labels = read_arrays(path, ("keys", "labels"), _MAX_BYTES)
+    except ValueError as error:
         raise UserError(f"label file {path} cannot be read: {error}") from error
     if keys.ndim != 1 or keys.dtype.kind not in "iuU" or len(labels) != len(keys):
         raise UserError(f"label file {path}: expected `keys` (N,) and `labels` (N, classes)")
@@ -198,7 +202,9 @@ def _pickled(path: Path) -> Mapping[Any, Any]:
     try:
         with open(path, "rb") as file:
             _skip_header(file)
-            value = resolve(plain_pickle.load(file, object_arrays=True), _no_storage)
+            size = path.stat().st_size
+            content = plain_pickle.load(file, Budget(size, OBJECTS), object_arrays=True)
+            value = resolve(content, _no_storage, Budget(size, ARRAYS))
     except UserError as error:
         raise UserError(f"label file {path}: {error}") from error
     except _DAMAGED as error:

@@ -35,6 +35,7 @@ BROKEN = (
     OverflowError,
     struct.error,
     zlib.error,
+    MemoryError,
 )
 _JPEG_REDUCTIONS = (2, 4, 8)  # that the decoder offers
 _WHITE = (255, 255, 255, 255)

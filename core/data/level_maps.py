@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from core.arrays import read_array, read_arrays
+from core.data.images import MAX_PIXELS
 from core.data.label_maps import load_label
 from core.errors import UserError
-from core.files import BROKEN_ZIP
 
 ARCHIVE_SUFFIX = ".npz"
 LEVEL_SUFFIX = ".npy"
+_MAX_BYTES = 4 * MAX_PIXELS  # of an archive: 3 a pixel, and headers
 _HUNDREDTHS = np.array([step / 100 for step in range(101)], dtype=np.float32)
 
 
@@ -56,19 +58,18 @@ def load_levelled(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _load_level(path: Path) -> np.ndarray:
     try:
-        level = np.load(path, allow_pickle=False)
-    except BROKEN_ZIP as error:
+        level = read_array(path)
+    except ValueError as error:
         raise UserError(f"level map {path} cannot be read: {error}; make it again") from error
-    if not isinstance(level, np.ndarray) or level.ndim != 2 or level.dtype.kind != "f":
+    if level.ndim != 2 or level.dtype.kind != "f":
         raise UserError(f"level map {path}: expected a 2-D float array; make it again")
     return level
 
 
 def _load_archive(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            label, steps = arrays["label"], arrays["hundredths"]
-    except (*BROKEN_ZIP, KeyError) as error:
+        label, steps = read_arrays(path, ("label", "hundredths"), _MAX_BYTES)
+    except ValueError as error:
         raise UserError(f"labels {path} cannot be read: {error}; make them again") from error
     if label.ndim != 2 or label.dtype.kind not in "iu" or steps.dtype.kind not in "iu":
         raise UserError(f"labels {path}: expected two 2-D arrays of integers; make them again")

@@ -30,7 +30,7 @@ from core.training.descent import Optimizer
 from core.training.log import TrainLog
 from core.training.options import TrainOptions
 from core.training.schedules import Schedule
-from core.work.settings import differences
+from core.work.settings import comparable, differences
 
 Var = Any
 
@@ -130,7 +130,8 @@ def previous_run(plan: Plan) -> dict[str, Any] | None:
     payload = checkpoint.load_latest(plan.folder)
     if payload is None:
         return None
-    if payload.get("stage") != plan.stage or not payload.keys() >= _KEYS:
+    ours = payload.get("stage") == plan.stage and payload.keys() >= _KEYS
+    if not (ours and _is_record(payload)):
         raise UserError(
             f"{plan.stage}: {plan.folder} holds a checkpoint that this command did not make; "
             f"move it away or choose another run folder"
@@ -143,6 +144,12 @@ def previous_run(plan: Plan) -> dict[str, Any] | None:
             f"{plan.folder} to start anew"
         )
     return payload
+
+
+def _is_record(payload: dict[str, Any]) -> bool:
+    """Whether a checkpoint's counts are numbers, and its settings few enough to be compared."""
+    counts = [payload[name] for name in ("epoch", "step", "processes")]
+    return all(type(count) is int for count in counts) and comparable(payload["settings"])
 
 
 def finished(plan: Plan, previous: dict[str, Any] | None) -> bool:

@@ -132,7 +132,7 @@ class Ledger:
         for line in text[:whole].splitlines():
             try:
                 self._take(json.loads(line))
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 continue  # a torn line, or one that a person edited: the item is made again
 
     def _take(self, line: Mapping[str, Any]) -> None:

@@ -128,9 +128,13 @@ def write_legacy(path: Path, content: Any, storages: dict[str, np.ndarray]) -> P
 
 def write_jittor(path: Path, content: Any) -> Path:
     """The container of jt.save."""
-    data = content if isinstance(content, bytes) else pickle.dumps(content, 4)
-    path.write_bytes(data + hashlib.sha1(data).digest() + b"HCAJSLHD")
+    path.write_bytes(signed(content if isinstance(content, bytes) else pickle.dumps(content, 4)))
     return path
+
+
+def signed(data: bytes) -> bytes:
+    """A pickle with Jittor's checksum and mark."""
+    return data + hashlib.sha1(data).digest() + b"HCAJSLHD"
 
 
 NUMBERS = np.arange(24, dtype=np.float32)

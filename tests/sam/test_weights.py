@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import stat
@@ -16,6 +17,7 @@ from core.checkpoints.files import write_pickle
 from core.checkpoints.torch_reader import state_dict_of
 from core.errors import UserError
 from sam import onnx_weights, weights
+from tools import weights as weights_command
 from tools.weights import main as weights_main
 from uss import paths
 from uss.pipeline import PIPELINE
@@ -55,6 +57,16 @@ def tarball(path: Path, members: dict[str, bytes]) -> None:
             archive.addfile(entry, io.BytesIO(content))
 
 
+def publish(monkeypatch: pytest.MonkeyPatch, content: dict[str, bytes]) -> None:
+    """Let the manifest state these contents as the published files."""
+    listed = weights.manifest()
+    for entry in listed["by_hand"]:
+        if entry["file"] in content and "sha256" in entry:
+            entry["sha256"] = hashlib.sha256(content[entry["file"]]).hexdigest()
+    for module in (weights, weights_command):
+        monkeypatch.setattr(module, "manifest", lambda: listed)
+
+
 def write_state(path: Path, state: dict[str, np.ndarray]) -> Path:
     write_pickle(path, state)
     return path
@@ -64,10 +76,11 @@ def write_state(path: Path, state: dict[str, np.ndarray]) -> Path:
 
 
 def test_official_files_come_before_fetched_ones_in_a_fixed_order(
-    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "weights"
     folder.mkdir()
+    publish(monkeypatch, {entry["file"]: b"x" for entry in weights.manifest()["by_hand"]})
     write_state(cache / FETCHED["file"], {"a": np.zeros(1, np.float32)})
     assert weights.find_sam(folder) == weights.SamWeights("vit_t", cache / FETCHED["file"])
     for name, model in [
@@ -210,10 +223,15 @@ def test_the_saved_state_is_a_jittor_pickle(tmp_path: Path) -> None:
 
 
 def test_command_succeeds_offline_where_weights_were_put_by_hand(
-    tmp_path: Path, cache: Path, bin_folder: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path,
+    cache: Path,
+    bin_folder: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "weights"
     folder.mkdir()
+    publish(monkeypatch, {"sam_vit_b_01ec64.pth": b"x" * 2_000_000})
     with pytest.raises(UserError, match="npm, which is not on PATH"):
         weights_main(["--weights-dir", str(folder)], PIPELINE)
     (folder / "sam_vit_b_01ec64.pth").write_bytes(b"x" * 2_000_000)

@@ -280,15 +280,21 @@ def sam_weights(folder: Path = weights.WEIGHTS) -> Check:
     """SAM's weights, by their published SHA-256."""
     good: list[Path] = []
     wrong: list[Path] = []
+    names: list[str] = []
     for entry in weights.manifest()["by_hand"]:
         path = folder / entry["file"]
         if "sha256" not in entry or not path.is_file():
             continue
-        (good if sha256_of(path) == entry["sha256"] else wrong).append(path)
+        if sha256_of(path) == entry["sha256"]:
+            good.append(path)
+        else:
+            wrong.append(path)
+            names.append(entry["name"])
     if wrong:
         listed = " ".join(str(path) for path in wrong)
         text = f"{listed}: not the published file (SHA-256 differs)"
-        return Check("SAM weights", FAIL, text, f"rm {listed}, then fetch it again")
+        again = " && ".join(f"python -m uss weights {name}" for name in names)
+        return Check("SAM weights", FAIL, text, f"rm {listed} && {again}")
     fetched = weights.fetched_path()
     if fetched.is_file():
         if not is_whole(fetched):

@@ -236,6 +236,19 @@ def test_run_of_other_settings_is_refused(tmp_path):
         loop.previous_run(_plan(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["epoch", "step", "processes", "settings"])
+def test_a_checkpoint_that_was_made_up_is_refused(tmp_path, name):
+    """Counts that are no numbers, and settings that unfold to more than anybody could compare."""
+    _train(_plan(tmp_path))
+    payload = checkpoint.load_latest(tmp_path)
+    value = {}
+    for _ in range(60):
+        value = {"a": value, "b": value}
+    checkpoint.write_pickle(tmp_path / checkpoint.LATEST, {**payload, name: value})
+    with pytest.raises(UserError, match="did not make"):
+        loop.previous_run(_plan(tmp_path))
+
+
 def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(UserError) as caught:
         _train(_plan(tmp_path, options=EVERY_STEP), poison_at=4)
