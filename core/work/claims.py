@@ -67,7 +67,7 @@ class Claims:
     def __init__(self, folder: Path, timeout_s: float = TIMEOUT_S) -> None:
         self.folder = Path(folder)
         self.timeout_s = timeout_s
-        self._identity = _own_identity()
+        self._identity = own_identity()
         self._numbers = itertools.count()
         self._held: dict[str, Path] = {}
         self._lock = threading.Lock()
@@ -194,7 +194,7 @@ class Claims:
 
     def _is_abandoned(self, path: Path) -> bool:
         """Whether the owner of this claim (or draft) is gone or gives no sign of life."""
-        if _is_dead(path.name.strip(".")):
+        if is_dead(path.name.strip(".")):
             return True
         try:
             # Opened, because network file systems look at the real time stamp only then.
@@ -257,7 +257,7 @@ def _remove(path: Path) -> None:
 # Processes --------------------------------------------------------------------------------------
 
 
-def _own_identity() -> str:
+def own_identity() -> str:
     """Host, machine, process, its start time and eight digits of chance, joined by "~"."""
     host = socket.gethostname().replace("/", "-").replace("~", "-")[:64]
     start = _state_and_start(os.getpid())
@@ -279,7 +279,7 @@ def _machine() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _is_dead(token: str) -> bool:
+def is_dead(token: str) -> bool:
     """Whether a token's process ran on this machine and has ended; False when that is unknown."""
     fields = token.split("~")
     if len(fields) < 5 or fields[1] != _machine() or not fields[2].isdecimal():

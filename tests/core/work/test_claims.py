@@ -234,7 +234,7 @@ def test_a_process_that_cannot_be_seen_is_not_taken_for_dead(
         # As in another container on this host: the same boot, other process numbers.
         monkeypatch.setattr(module, "_machine", lambda: "another")
         (holder,) = (tmp_path / "n01%2Fa").iterdir()
-        assert not module._is_dead(holder.name)
+        assert not module.is_dead(holder.name)
         with Claims(tmp_path, LONG_S) as claims:
             assert not claims.claim("n01/a")
 
