@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import core.packages  # noqa: F401  (first: it ends where packages are missing)
 from core import config as core_config
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> int:
         unmatched=options.unmatched,
         allow_missing=options.allow_missing,
         keep_stale=options.keep_stale,
+        verify=options.verify,
         image_timeout_s=options.image_timeout,
         max_pixels=options.max_pixels,
         method=method_from(options),
@@ -90,22 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-missing", action="store_true", help=missing)
     stale = "keep results that were made under other settings, instead of making them again"
     add("--keep-stale", action="store_true", help=stale)
-    usual = RefinedRun.image_timeout_s
-    hung = f"after which an image counts as hung ({usual:g})"
-    add("--image-timeout", type=seconds, default=usual, metavar="SECONDS", help=hung)
+    add(*flags.VERIFY, action="store_true", help=flags.VERIFY_HELP)
+    hung: dict[str, Any] = flags.IMAGE_TIMEOUT_OPTIONS
+    add(*flags.IMAGE_TIMEOUT, help=flags.IMAGE_TIMEOUT_HELP, **hung)
     pixels = f"refuse images of more pixels ({MAX_PIXELS})"
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=pixels)
     add("--unmatched", action="store_true", help="put no match.json into the archive")
     add_method_arguments(parser)
     return parser
-
-
-def seconds(text: str) -> float:
-    """A time of the command line; argparse names this function where it is no number."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError("must be positive")
-    return value
 
 
 def _run_folder(options: argparse.Namespace) -> Path:

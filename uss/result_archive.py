@@ -17,10 +17,10 @@ from core.errors import UserError
 from core.files import json_or_empty, sha256_of, sha256_of_json, write_json
 from core.pipeline.folders import VALIDATION, ResultFolder
 from core.scoring.matching import match_text
+from core.work.claims import IMAGE_TIMEOUT_S
 from core.work.worklist import Worklist
 from refine.label_split import AnyRefiner, Outcome
 from refine.one_image import STAGE
-from refine.supervised import IMAGE_TIMEOUT_S
 from tools.evaluate.folder import evaluate
 from tools.evaluate.table import AFTER, BEFORE, EvaluationResult
 from tools.submission import results
@@ -53,6 +53,7 @@ class RefinedRun:
     unmatched: bool = False  # put no match into the archive
     allow_missing: bool = False  # fill what cannot be made, instead of making no archive
     keep_stale: bool = False  # results of other settings count as finished
+    verify: bool = False  # read earlier results instead of trusting their sizes and times
     image_timeout_s: float = IMAGE_TIMEOUT_S
     max_pixels: int = MAX_PIXELS
     method: Method = Method()

@@ -21,7 +21,7 @@ from core.data.imagenet_s import ImageItem
 from core.errors import StopWork, UserError
 from core.files import atomic_write
 from core.text import named
-from core.work.claims import TIMEOUT_S, Claims
+from core.work.claims import IMAGE_TIMEOUT_S, TIMEOUT_S, Claims
 from core.work.ledger import Ledger, Record
 from core.work.results import Results, source_bytes, times_of
 from core.work.settings import differences
@@ -122,11 +122,11 @@ class Worklist:
         """Sixteen hex digits of the settings."""
         return self._ledger.fingerprint
 
-    def claims(self, timeout_s: float = TIMEOUT_S) -> Claims:
+    def claims(self, timeout_s: float = TIMEOUT_S, deadline_s: float | None = None) -> Claims:
         """The claims of this folder: on items while they are made, and on what is made of all of
         them, such as an archive.
         """
-        return Claims(self._ledger.claims_folder, timeout_s)
+        return Claims(self._ledger.claims_folder, timeout_s, deadline_s)
 
     def path_of(self, item: ImageItem) -> Path:
         """Final place of the item's (first) result."""
@@ -149,6 +149,7 @@ class Worklist:
         work: Work,
         stage: str,
         timeout_s: float = TIMEOUT_S,
+        image_timeout_s: float = IMAGE_TIMEOUT_S,
     ) -> WorkResult:
         """Make all items that are not finished; return when each is finished, here or in another
         process, or has failed.
@@ -162,6 +163,7 @@ class Worklist:
             work: makes the content of an item's result files; bytes, where it is only one.
             stage: name in the log and the progress bar.
             timeout_s: see :class:`core.work.claims.Claims`.
+            image_timeout_s: seconds of work on an item after which another process takes it over.
 
         Raises:
             UserError: a result cannot be written.
@@ -170,7 +172,7 @@ class Worklist:
         left = {item.key: item for item in todo}
         del todo  # with a million items each list counts
 
-        with self.claims(timeout_s) as claims:
+        with self.claims(timeout_s, image_timeout_s) as claims:
 
             def settle(key: str) -> bool:
                 if key not in left:
