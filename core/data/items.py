@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,19 @@ class ImageItem:
             layout, the image's id, such as "2007_000032", in the others.
     """
 
-    __slots__ = ("_after", "_before", "_key")
+    __slots__ = ("_key", "_place")
 
     def __init__(self, path: Path, key: str) -> None:
         before, found, after = str(path).rpartition(key) if key else ("", "", "")
         self._key = key
         # Where the path does not hold the key, it is kept as it is.
-        self._before = sys.intern(before) if found else str(path)
-        self._after: str | None = sys.intern(after) if found else None
+        self._place = _place(before, after) if found else (str(path), None)
 
     @property
     def path(self) -> Path:
         """The image file."""
-        whole = self._before if self._after is None else f"{self._before}{self._key}{self._after}"
-        return Path(whole)
+        before, after = self._place
+        return Path(before if after is None else f"{before}{self._key}{after}")
 
     @property
     def key(self) -> str:
@@ -52,3 +51,9 @@ class ImageItem:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ImageItem, (self.path, self._key)
+
+
+@functools.lru_cache(maxsize=64)
+def _place(before: str, after: str) -> tuple[str, str | None]:
+    """The same tuple for all items of a folder."""
+    return before, after

@@ -191,7 +191,8 @@ class Worklist:
                 return list(left)
 
             try:
-                work_together([item.key for item in items], unfinished, settle, stage)
+                if left:
+                    work_together([item.key for item in items], unfinished, settle, stage)
             finally:
                 with self._writing():
                     self._ledger.end()

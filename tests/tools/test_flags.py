@@ -93,7 +93,7 @@ def test_the_time_of_an_image_is_finite_and_positive(
     text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("masks", "pseudo-labels", "predict"):
-        parser = command_line.stage_parser(PIPELINE, PIPELINE.stage(name))
+        parser = stage_parser(PIPELINE, PIPELINE.stage(name))
         assert parser.parse_args(["--image-timeout", "90"]).image_timeout_s == 90
         with pytest.raises(SystemExit):
             parser.parse_args(["--image-timeout", text])

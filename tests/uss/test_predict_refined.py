@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.data import rle
 from core.data.label_maps import load_label, save_label
 from core.errors import UserError
 from core.files import read_json, write_json
 from refine.one_image import Refiner
-from refine.segmenter import Segmenter
+from refine.segmenter import Segmenter, label_of_logits
 from refine.settings import Predict, Refine
 from refine.vote import vote_refine
 from tests.helpers.quarter_masks import QuarterMasks, write_photographs
@@ -81,6 +82,27 @@ def test_refined_label_maps_score_and_archive(
             [*(f"{key}.png" for key in keys), "match.json", "method.txt"]
         )
         assert "ResNet18" in archive.read("method.txt").decode()
+
+
+def test_masks_vote_on_the_images_own_resolution(
+    job: RefinedRun, source: QuarterMasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above max_res the unrefined map is an enlarged one; the vote does not start from that."""
+    keys = write_photographs(job.data_path, "test", 4)
+    values = np.random.default_rng(5).normal(size=(3, 9, 9)).astype(np.float32)
+    monkeypatch.setattr(Segmenter, "logits", lambda self, rgb: values)
+    config = replace(CONFIG, predict=Predict(resize=64, max_res=10))
+    refine_all(source, replace(job, mode="test"), config)
+    for key in keys:
+        before = load_label(job.dump_path / "test_unrefined" / f"{key}.png")
+        size = before.shape
+        np.testing.assert_array_equal(before, label_of_logits(values, size, 10))
+        fine = label_of_logits(values, size)
+        assert (fine != before).any()
+        records = sorted(source.generate(np.zeros((*size, 3))), key=lambda r: -r["area"])
+        masks = [rle.decode(record["segmentation"]) for record in records]
+        after = load_label(job.dump_path / "test" / f"{key}.png")
+        np.testing.assert_array_equal(after, vote_refine(fine, masks))
 
 
 def test_sam_is_asked_only_where_it_can_change_something(
