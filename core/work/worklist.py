@@ -115,7 +115,8 @@ class Worklist:
         self._keep_stale = keep_stale
         if self._ledger.finished_files():
             self._compact()
-        self._started = self._ledger.open()
+        #: Time by the file system's clock (Unix s).
+        self.opened_at = self._ledger.open()
 
     @property
     def fingerprint(self) -> str:
@@ -123,9 +124,7 @@ class Worklist:
         return self._ledger.fingerprint
 
     def claims(self, timeout_s: float = TIMEOUT_S, deadline_s: float | None = None) -> Claims:
-        """The claims of this folder: on items while they are made, and on what is made of all of
-        them, such as an archive.
-        """
+        """The claims of this folder, on items while they are made."""
         return Claims(self._ledger.claims_folder, timeout_s, deadline_s)
 
     def path_of(self, item: ImageItem) -> Path:
@@ -210,7 +209,7 @@ class Worklist:
         self._results.refresh(item)
         if self._results.is_finished(item):
             return True
-        reason = self._ledger.failure(item.key, self._started)
+        reason = self._ledger.failure(item.key, self.opened_at)
         if reason is not None:
             result.failed[item.key] = reason
             return True
