@@ -1,4 +1,4 @@
-"""A set of very many values in sixteen bytes or less of memory each: of every value it keeps a
+"""A set of very many values in eight bytes of memory each: of every value it keeps a
 64-bit hash. With millions of values a wrong "yes" has a chance of about one in 10 ** 12.
 """
 
@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-# New hashes wait in a set of Python's, which takes five times as much a hash, until they are so
-# many, or so large a part of the sorted ones.
-_FEWEST_NEW, _NEW_SHARE = 1 << 14, 8
+# So many new hashes wait in a set of Python's, where each takes ten times the memory.
+_MOST_NEW = 1 << 14
 
 
 class Fingerprints:
@@ -24,10 +23,13 @@ class Fingerprints:
     def add(self, value: Any) -> None:
         """Add a value; nothing happens where it is there."""
         self._new.add(_hash(value))
-        if len(self._new) > max(_FEWEST_NEW, len(self._sorted) // _NEW_SHARE):
-            new = np.fromiter(self._new, np.uint64, len(self._new))
+        if len(self._new) > _MOST_NEW:
+            new = np.sort(np.fromiter(self._new, np.uint64, len(self._new)))
             self._new = set()
-            self._sorted = np.unique(np.concatenate([self._sorted, new]))
+            places = np.searchsorted(self._sorted, new)
+            there = places < len(self._sorted)
+            there[there] = self._sorted[places[there]] == new[there]
+            self._sorted = np.insert(self._sorted, places[~there], new[~there])
 
     def __contains__(self, value: Any) -> bool:
         digest = _hash(value)
