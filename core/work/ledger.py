@@ -170,8 +170,9 @@ class Ledger:
 
     def refresh(self) -> None:
         """Read what was appended since the last look, by any process."""
-        try:
+        with contextlib.suppress(OSError):  # of other settings, in a folder of another user
             self.looked_at = file_system_time(self.folder)
+        try:
             names = self._names()
             self._failures_bytes = self._size_of_failures()
         except FileNotFoundError:
@@ -191,7 +192,11 @@ class Ledger:
     def finished_files(self) -> list[Path]:
         """The files of finished processes, where there are enough to be brought together."""
         with contextlib.suppress(OSError):  # not there yet, or one was moved since it was listed
-            found = [self.folder / name for name in self._names() if self._is_finished(name)]
+            names = self._names()
+            if len(names) < _WORTHWHILE:
+                return []
+            now = file_system_time(self.folder)
+            found = [self.folder / name for name in names if self._is_finished(name, now)]
             return found if len(found) >= _WORTHWHILE else []
         return []
 
@@ -212,14 +217,16 @@ class Ledger:
         for path in files:
             path.unlink(missing_ok=True)
 
-    def _is_finished(self, name: str) -> bool:
-        """Whether nobody will append to a file, and it is worth moving."""
+    def _is_finished(self, name: str, now: float) -> bool:
+        """Whether nobody will append to a file, and it is worth moving; ``now`` is the file
+        system's time (Unix s).
+        """
         status = (self.folder / name).stat()
         if status.st_size > _LARGE_BYTES:
             return False
         if name.endswith(_ENDED) or name.startswith(_EARLIER) or is_dead(name[: -len(_LINES)]):
             return True
-        return file_system_time(self.folder) - status.st_mtime > _SILENT_S
+        return now - status.st_mtime > _SILENT_S
 
     def _names(self) -> list[str]:
         return [name for name in os.listdir(self.folder) if name.endswith(_LINES)]
