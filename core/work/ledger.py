@@ -40,6 +40,7 @@ SETTINGS_FILE = "settings.json"
 #: A line that states again what an earlier one states, with new modification times and no facts.
 CONFIRMED = "confirmed"
 _FAILURES = "failures"
+_REPLACES = "replaces"
 _LINES, _ENDED, _EARLIER = ".jsonl", ".ended.jsonl", "earlier-"
 
 # Seconds between two looks at what other processes append.
@@ -122,6 +123,9 @@ class Ledger:
                 f"cannot write results to {self.folder.parent.parent}: {error.strerror}; give a "
                 "folder that can be written"
             ) from error
+        for together in self.folder.glob(f"{_EARLIER}*{_LINES}"):
+            with contextlib.suppress(OSError):
+                self._remove_replaced(together)
         self.refresh()
         return now
 
@@ -207,15 +211,26 @@ class Ledger:
         files = self.finished_files()
         if not files:
             return
+        # First what it replaces, so that a process that dies before the end leaves no line twice.
+        replaced = {path.name: path.stat().st_size for path in files}
         together = self.folder / f"{_EARLIER}{uuid.uuid4().hex[:8]}{_LINES}"
         with atomic_write(together, sync=True) as all_lines:
+            all_lines.write(json.dumps({_REPLACES: replaced}).encode() + b"\n")
             for path in files:
                 with open(path, "rb") as file:
                     for line in file:
                         # A last line that was torn must not run into the next file's first.
                         all_lines.write(line if line.endswith(b"\n") else line + b"\n")
-        for path in files:
-            path.unlink(missing_ok=True)
+        self._remove_replaced(together)
+
+    def _remove_replaced(self, together: Path) -> None:
+        """Remove the files whose lines are in another one, unless they have grown since."""
+        with open(together, "rb") as file, contextlib.suppress(ValueError, AttributeError):
+            for name, size in json.loads(file.readline()).get(_REPLACES, {}).items():
+                path = together.with_name(Path(name).name)
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_size == size:
+                        path.unlink()
 
     def _is_finished(self, name: str, now: float) -> bool:
         """Whether nobody will append to a file, and it is worth moving; ``now`` is the file
