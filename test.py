@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import core.packages  # noqa: F401  (first: it ends where packages are missing)
 from core import config as core_config
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> int:
         unmatched=options.unmatched,
         allow_missing=options.allow_missing,
         keep_stale=options.keep_stale,
+        verify=options.verify,
         image_timeout_s=options.image_timeout,
         max_pixels=options.max_pixels,
         method=method_from(options),
@@ -90,10 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-missing", action="store_true", help=missing)
     stale = "keep results that were made under other settings, instead of making them again"
     add("--keep-stale", action="store_true", help=stale)
-    usual = RefinedRun.image_timeout_s
-    hung = f"after which an image counts as hung ({usual:g})"
-    kind = core_config.number(float, core_config.seconds())
-    add("--image-timeout", type=kind, default=usual, metavar="SECONDS", help=hung)
+    add(*flags.VERIFY, action="store_true", help=flags.VERIFY_HELP)
+    hung: dict[str, Any] = flags.IMAGE_TIMEOUT_OPTIONS
+    add(*flags.IMAGE_TIMEOUT, help=flags.IMAGE_TIMEOUT_HELP, **hung)
     pixels = f"refuse images of more pixels ({MAX_PIXELS})"
     flags.add_count(parser, "--max-pixels", 1, pixels, default=MAX_PIXELS)
     add("--unmatched", action="store_true", help="put no match.json into the archive")

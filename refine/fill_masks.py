@@ -19,7 +19,7 @@ from core.distributed import share
 from core.errors import StopWork, UserError
 from core.pipeline.folders import RunFolder
 from core.text import named
-from core.work.claims import TIMEOUT_S, Claims
+from core.work.claims import IMAGE_TIMEOUT_S, TIMEOUT_S, Claims
 from core.work.mask_store import ImageIdentity
 from core.work.sharing import work_together
 from refine.mask_sources import ImageMasks, mask_source
@@ -37,7 +37,14 @@ class Tally:
     failed: dict[str, str] = field(default_factory=dict)  # key -> reason
 
 
-def run(config: Any, data: Path, run: RunFolder, split: str = "train", check: bool = False) -> int:
+def run(
+    config: Any,
+    data: Path,
+    run: RunFolder,
+    split: str = "train",
+    check: bool = False,
+    image_timeout_s: float = IMAGE_TIMEOUT_S,
+) -> int:
     """Make the masks of every image of a split that has none in ``run.masks(split)``.
 
     What is there is told from file names alone; an image that was replaced is noticed by the stage
@@ -46,6 +53,7 @@ def run(config: Any, data: Path, run: RunFolder, split: str = "train", check: bo
     Args:
         config: of any pipeline; its section ``masks`` is read, a :class:`refine.settings.Masks`.
         check: make nothing; read what is there, name the broken files and remove them.
+        image_timeout_s: see :func:`fill`.
 
     Returns:
         exit code: 1 when images could not be read, or when files were broken.
@@ -59,7 +67,7 @@ def run(config: Any, data: Path, run: RunFolder, split: str = "train", check: bo
     if check:
         return int(check_files(items, images, stage) > 0)
     try:
-        tally = fill(items, images, stage)
+        tally = fill(items, images, stage, image_timeout_s=image_timeout_s)
         images.store.remove_leftovers()
     except OSError as error:
         raise UserError(f"cannot write masks to {images.store.folder}: {error}") from error
@@ -67,12 +75,17 @@ def run(config: Any, data: Path, run: RunFolder, split: str = "train", check: bo
 
 
 def fill(
-    items: list[ImageItem], images: ImageMasks, stage: str, timeout_s: float = TIMEOUT_S
+    items: list[ImageItem],
+    images: ImageMasks,
+    stage: str,
+    timeout_s: float = TIMEOUT_S,
+    image_timeout_s: float = IMAGE_TIMEOUT_S,
 ) -> Tally:
     """Return when each image has masks, made here or elsewhere, or has failed here.
 
     Args:
         timeout_s: see :class:`core.work.claims.Claims`.
+        image_timeout_s: seconds of work on an image after which another process takes it over.
     """
     tally = Tally()
     by_key = {item.key: item for item in items}
@@ -80,7 +93,7 @@ def fill(
     if there:
         log.info(stage, f"{there} of {len(items)} are there already")
 
-    with Claims(images.store.claims_folder, timeout_s) as claims:
+    with Claims(images.store.claims_folder, timeout_s, image_timeout_s) as claims:
 
         def unfinished() -> list[str]:
             return [key for key in images.store.missing(by_key) if key not in tally.failed]

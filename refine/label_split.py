@@ -18,8 +18,10 @@ from core import log
 from core.data.imagenet_s import ImageItem
 from core.files import write_json
 from core.text import named
+from core.work.claims import IMAGE_TIMEOUT_S
 from core.work.ledger import Record
 from core.work.worklist import Made, Worklist
+from refine.supervised import given_up_after
 
 
 class AnyRefiner(Protocol):
@@ -75,6 +77,7 @@ def label_split(
     stage: str,
     split: str,
     network_only: bool = False,
+    image_timeout_s: float = IMAGE_TIMEOUT_S,
 ) -> Outcome:
     """Have ``refiner`` make what is missing of a split, and say how long its images took.
 
@@ -83,6 +86,7 @@ def label_split(
         items: all images of the split.
         stage, split: names in the log.
         network_only: leave the label maps as the network draws them.
+        image_timeout_s: that of the refiner, which needs no longer than ``given_up_after`` it.
 
     Raises:
         UserError: a result cannot be written. StopWork: no image can be labelled.
@@ -95,7 +99,9 @@ def label_split(
         summary.add(made.facts)
         return made
 
-    result = work.run(items, make, f"{stage} {split}")
+    result = work.run(
+        items, make, f"{stage} {split}", image_timeout_s=given_up_after(image_timeout_s)
+    )
     summary.show(stage, refiner.processes)
     finished = work.finished(items)
     missing = [item.key for item in items if item.key not in finished]

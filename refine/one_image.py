@@ -96,7 +96,9 @@ class Refiner:
                 return images.source.prompt(rgb, points_xy, signs)
 
         with clock.part("vote"):
-            refined = refine(label, masks, logits, prompter, self._setup.config.refine)
+            # Masks have the image's own edges, so they vote on labels of its own resolution.
+            fine = self._segmenter.fine_label(logits, rgb.shape[:2], label)
+            refined = refine(fine, masks, logits, prompter, self._setup.config.refine)
         with clock.part("write"):
             contents = (png_of_label(refined.label), png_of_label(label))
         return Made(contents, {"rule": refined.rule, **clock.facts()})

@@ -15,10 +15,9 @@ from core.data.imagenet_s import ImageItem
 from core.distributed import child_environment
 from core.errors import StopWork, UserError
 from core.work.child import Child, ChildFailed
+from core.work.claims import IMAGE_TIMEOUT_S
 from core.work.worklist import Made
 from refine.one_image import STAGE, Refiner, Setup
-
-IMAGE_TIMEOUT_S = 1800.0
 
 _IMAGES_PER_CHILD = 500  # then a new process: what libraries lose in memory stays bounded
 
@@ -107,11 +106,22 @@ class SupervisedRefiner:
         log.info(self._stage, "loading the network (compiles kernels at the first use)")
         self.processes += 1
         try:
-            child.start(max(self._timeout_s, IMAGE_TIMEOUT_S))
+            child.start(_start_timeout_s(self._timeout_s))
         except ChildFailed as error:
             raise StopWork(f"the process that labels images could not start: {error}") from error
         except UserError as error:
             raise StopWork(str(error)) from error
+
+
+def given_up_after(image_timeout_s: float) -> float:
+    """Seconds within which an image has been answered or given up: two attempts, each perhaps with
+    the start of a process.
+    """
+    return 2 * (_start_timeout_s(image_timeout_s) + image_timeout_s)
+
+
+def _start_timeout_s(image_timeout_s: float) -> float:
+    return max(image_timeout_s, IMAGE_TIMEOUT_S)
 
 
 def answerer(setup: Setup) -> Callable[[tuple[str, ImageItem]], Made]:

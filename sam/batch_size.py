@@ -19,6 +19,7 @@ from core.memory import machine_bytes
 PROMPTS_AT_ONCE = 16
 _PROMPT_MIB, _POINT_MIB = 12, 2
 _OUT_OF_MEMORY = ("memory", "alloc")
+_IMAGES_PER_TRY = 8
 
 
 def ask_for(points: int) -> None:
@@ -53,6 +54,33 @@ def halved(points: int, error: Exception) -> int:
         ) from error
     log.warn("masks", f"out of memory with {points} points at a time; going on with {points // 2}")
     return points // 2
+
+
+class Recovery:
+    """The way back from halved batches, for what was short may be free again.
+
+    Args:
+        asked: points of a batch that the user asked for.
+    """
+
+    def __init__(self, asked: int) -> None:
+        self._asked = asked
+        self._images = 0
+
+    def begin(self) -> None:
+        """A batch was halved just now."""
+        self._images = 0
+
+    def after_an_image(self, points: int) -> int:
+        """The size of the next batches after an image with batches of ``points``: twice as large,
+        up to what was asked for, after every eighth image since the last shortage.
+        """
+        if points >= self._asked:
+            return points
+        self._images += 1
+        if self._images % _IMAGES_PER_TRY:
+            return points
+        return min(2 * points, self._asked)
 
 
 def _free_mib() -> float | None:

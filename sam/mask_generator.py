@@ -45,7 +45,7 @@ class SamAutomaticMaskGenerator:
             ``point_grids`` is given.
         points_per_batch: how many points are decoded at once, at most. More is faster and takes
             more memory; the masks stay the same. Where the memory is not free, the batch is halved
-            until it fits, with a warning.
+            until it fits, with a warning; after some images that went well it is doubled again.
         pred_iou_thresh: drop masks whose predicted IoU is not above this. Raise it to keep only
             masks of which the model is sure; 0 keeps all.
         stability_score_thresh: drop masks whose stability score is below this. The score says how
@@ -126,6 +126,7 @@ class SamAutomaticMaskGenerator:
         self.predictor = SamPredictor(model)
         self.point_grids = point_grids
         self.points_per_batch = points_per_batch
+        self._recovery = batch_size.Recovery(points_per_batch)
         self._known_to_fit = 0
         self.pred_iou_thresh = pred_iou_thresh
         self.stability_score_thresh = stability_score_thresh
@@ -146,6 +147,7 @@ class SamAutomaticMaskGenerator:
         h].
         """
         candidates = self._all_candidates(image)
+        self.points_per_batch = self._recovery.after_an_image(self.points_per_batch)
         if self.min_mask_region_area > 0:
             candidates = self._without_small_regions(candidates)
         return [self._record(candidate) for candidate in candidates]
@@ -180,8 +182,10 @@ class SamAutomaticMaskGenerator:
                     batch_size.ask_for(len(batch))
                 found += self._of_points(batch, crop_xyxy, (h, w))
             except (MemoryError, RuntimeError) as error:
-                # A larger batch than the one that failed is not tried again.
+                # Nor is one as large as that which failed taken for granted.
                 self.points_per_batch = batch_size.halved(len(batch), error)
+                self._known_to_fit = min(self._known_to_fit, self.points_per_batch)
+                self._recovery.begin()
                 continue
             self._known_to_fit = max(self._known_to_fit, len(batch))
             start += len(batch)

@@ -79,7 +79,7 @@ def test_help_and_wrong_settings(tmp_path: Path, data: Path, plain_checkpoint: P
     flags = (
         "--mode --dump_path --data_path --match_file --pretrained --pretrained_sam --arch "
         "--num-classes --max_res --method --train_data --train_scheme --link --description --run "
-        "--preset --masks --set --allow-missing --unmatched --keep-stale --image-timeout "
+        "--preset --masks --set --allow-missing --unmatched --keep-stale --verify --image-timeout "
         "--max-pixels"
     )
     text = call(tmp_path, "--help").stdout

@@ -9,10 +9,11 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
-from core.config import Rule, between, number
+from core.config import Rule, between, number, seconds
 from core.data.label_maps import IGNORE
 from core.data.workers import MOST_WORKERS
 from core.errors import UserError
+from core.work.claims import IMAGE_TIMEOUT_S
 
 DATA = ("--data", "--data_path")
 SPLIT = ("--split", "--mode")
@@ -20,9 +21,14 @@ RUN = ("--run",)
 RESULT = ("--result", "--dump_path")
 MATCH_FILE = ("--match-file", "--match_file")
 NUM_CLASSES = ("--num-classes", "-c")
+IMAGE_TIMEOUT = ("--image-timeout",)
+VERIFY = ("--verify",)
 SET = "STAGE.FIELD=VALUE"
 
 _MOST_SEED = 2**32 - 1  # what numpy's generators take
+IMAGE_TIMEOUT_HELP = f"seconds after which an image counts as hung ({IMAGE_TIMEOUT_S:g})"
+VERIFY_HELP = "read the results of earlier runs, instead of trusting their sizes and times"
+_LONGEST_S = 1e6  # what waits for an answer of a process takes no more than some weeks
 
 _DEST = {DATA: "data", SPLIT: "split", RUN: "run", RESULT: "result", MATCH_FILE: "match_file"}
 
@@ -34,6 +40,13 @@ class Parser(argparse.ArgumentParser):
         """Raise a UserError: "--port must be 0 to 65535, is -1; see python -m uss watch --help"."""
         text = message.removeprefix("argument ").replace(": must be ", " must be ", 1)
         raise UserError(f"{text}; see {self.prog} --help")
+
+#: Further arguments of ``add_argument`` for :data:`IMAGE_TIMEOUT`.
+IMAGE_TIMEOUT_OPTIONS = {
+    "type": number(float, seconds(_LONGEST_S)),
+    "default": IMAGE_TIMEOUT_S,
+    "metavar": "SECONDS",
+}
 
 
 def add_place(parser: Any, spellings: tuple[str, ...], help: str, **options: Any) -> None:

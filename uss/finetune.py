@@ -55,7 +55,7 @@ def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUA
     _check_class_count(config, out)
     labels = out.pseudo_labels(TRAIN)
     images = anonymous_order(open_layout(data).images(TRAIN))
-    items, fingerprint = labelled_images(images, labels)
+    items, contents, sizes = labelled_images(images, labels)
     check(FINETUNE, config, len(items))
     core_config.require_positive({"num_classes": config.num_classes})
     check_crops(FINETUNE, (settings.crop_size,))
@@ -69,7 +69,8 @@ def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUA
     training = Training(
         images=len(items),
         sections=("arch", "num_classes"),
-        facts={"labels_sha256": fingerprint, **facts},
+        facts={"labels_sha256": contents, **facts},
+        earlier_facts={"labels_sha256": sizes},
         rate=cosine(settings.base_lr, settings.final_lr),
         dataset=dataset,
         task=lambda: FinetuneTask(build(config, source), config, labels),
@@ -113,25 +114,26 @@ def build(config: Config, source: Path) -> UPerNet | PlainSegmenter:
     return model
 
 
-def labelled_images(items: Sequence[ImageItem], labels: Path) -> tuple[list[ImageItem], str]:
-    """(images that have a pseudo label, checksum of the names and sizes of the label files).
+def labelled_images(items: Sequence[ImageItem], labels: Path) -> tuple[list[ImageItem], str, str]:
+    """(images that have a pseudo label, SHA-256 of names and contents of the label files, SHA-256
+    of their names and sizes, which runs of earlier versions recorded instead).
 
     An image that cannot be read got no label: it is named and left out.
 
     Raises:
         UserError: a sound image has no label.
     """
-    found, digest = [], hashlib.sha256()
-    for item in items:
-        path = labels / f"{item.key}.png"
+    found, contents, sizes = [], hashlib.sha256(), hashlib.sha256()
+    for item in log.progress(items, f"{FINETUNE.command}, reading labels", total=len(items)):
         try:
-            size = path.stat().st_size
+            content = (labels / f"{item.key}.png").read_bytes()
         except OSError:
             _require_broken(item, labels)
             continue
         found.append(item)
-        digest.update(f"{item.key} {size}\n".encode())
-    return found, digest.hexdigest()
+        contents.update(f"{item.key} {hashlib.sha256(content).hexdigest()}\n".encode())
+        sizes.update(f"{item.key} {len(content)}\n".encode())
+    return found, contents.hexdigest(), sizes.hexdigest()
 
 
 class FinetuneTask(Task):

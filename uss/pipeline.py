@@ -35,6 +35,13 @@ _MATCH_FILE = Flag(
     argument="match_file",
     options={"type": Path},
 )
+_IMAGE_TIMEOUT = Flag(
+    flags.IMAGE_TIMEOUT,
+    flags.IMAGE_TIMEOUT_HELP,
+    argument="image_timeout_s",
+    options=flags.IMAGE_TIMEOUT_OPTIONS,
+)
+_VERIFY = Flag(flags.VERIFY, flags.VERIFY_HELP, argument="verify", options={"action": "store_true"})
 
 
 def _split(default: str) -> Flag:
@@ -138,6 +145,7 @@ MASKS = Stage(
             options={"action": "store_true"},
         ),
         _split(TRAIN),
+        _IMAGE_TIMEOUT,
     ),
 )
 PSEUDO_LABELS = Stage(
@@ -172,6 +180,8 @@ PSEUDO_LABELS = Stage(
             argument="mode",
             options={"default": "all", "choices": ("all", VALIDATION, TRAIN)},
         ),
+        _IMAGE_TIMEOUT,
+        _VERIFY,
     ),
     cost=Cost(
         network=PIXEL_ATTENTION.section,
@@ -205,7 +215,7 @@ PREDICT = Stage(
     of=SPLITS,
     script="train_4.sh",
     product="label maps",
-    flags=(_PRETRAINED, _split("auto"), _MATCH_FILE),
+    flags=(_PRETRAINED, _split("auto"), _MATCH_FILE, _IMAGE_TIMEOUT, _VERIFY),
     cost=Cost(
         network=FINETUNE.section,
         pixels=lambda config: _photo(config.predict.resize),

@@ -18,6 +18,7 @@ from core.data.layout import open_layout
 from core.errors import UserError
 from core.pipeline.folders import VALIDATION
 from core.scoring.matching import read_match
+from core.work.claims import IMAGE_TIMEOUT_S
 from core.work.worklist import Worklist
 from refine.label_split import AnyRefiner, label_split
 from refine.one_image import Setup
@@ -36,7 +37,6 @@ from uss.pipeline import PREDICT, SEGMENTER
 from uss.pseudo_labels import disclosed
 
 STAGE = PREDICT.command
-_WATCHED = functools.partial(SupervisedRefiner, stage=STAGE)
 _AUTO = ("testB", "testA", "test", VALIDATION)  # "auto" takes the first that there is
 
 
@@ -46,7 +46,9 @@ def run(
     run: RunFolder,
     split: str = "auto",
     match_file: Path | None = None,
-    make_refiner: Callable[[Setup], Any] = _WATCHED,
+    image_timeout_s: float = IMAGE_TIMEOUT_S,
+    verify: bool = False,
+    make_refiner: Callable[[Setup], Any] | None = None,
 ) -> None:
     """Predict a split into ``run.predictions(split)`` and zip it beside, with a match.
 
@@ -57,7 +59,10 @@ def run(
     Args:
         split: "auto" takes the first of testB, testA, test and validation that there is.
         match_file: take this match and find none.
-        make_refiner: setup -> a context manager, see :class:`refine.label_split.AnyRefiner`.
+        image_timeout_s: seconds after which an image counts as hung.
+        verify: read earlier results instead of trusting their sizes and times.
+        make_refiner: setup -> a context manager, see :class:`refine.label_split.AnyRefiner`; None:
+            :class:`refine.supervised.SupervisedRefiner`.
 
     Raises:
         UserError: settings that cannot work, no segmenter, one of another trunk or class count,
@@ -76,8 +81,12 @@ def run(
         match_split = split
     archive = run.predictions(split).with_name(f"{split}.zip")
     decisive = decisive_settings(path, config.predict)
+    watched = functools.partial(SupervisedRefiner, image_timeout_s=image_timeout_s, stage=STAGE)
+    make_refiner = make_refiner or watched
     with make_refiner(Setup(Sections.of(config), SEGMENTER.load, path)) as refiner:
-        job = _Job(data, run, refiner, decisive, facts.num_classes, archive)
+        job = _Job(
+            data, run, refiner, decisive, facts.num_classes, archive, image_timeout_s, verify
+        )
         if match_split == VALIDATION != split:
             match = job.predict(VALIDATION, None)
         match = job.predict(split, match)
@@ -96,6 +105,8 @@ class _Job:
     decisive: dict[str, Any]  # settings that decide a label map
     num_classes: int
     archive: Path
+    image_timeout_s: float
+    verify: bool
 
     def predict(self, split: str, match: Match | None) -> Match | None:
         """Predict a split and score it where there are masks; the match.
@@ -104,8 +115,11 @@ class _Job:
         """
         items = open_layout(self.data).images(split)
         folder = self.run.predictions(split)
-        work = Worklist(folder, {**self.decisive, "data": str(self.data)})
-        outcome = label_split(work, items, self.refiner, STAGE, split, network_only=True)
+        settings = {**self.decisive, "data": str(self.data)}
+        work = Worklist(folder, settings, verify=self.verify)
+        outcome = label_split(
+            work, items, self.refiner, STAGE, split, True, image_timeout_s=self.image_timeout_s
+        )
         distributed.barrier()
         if not distributed.is_main():
             return None

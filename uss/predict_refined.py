@@ -63,6 +63,7 @@ def run_refined(
         {**decisive, "masks": masks, "refine": core_config.recorded(config.refine)},
         also=[job.unrefined],
         keep_stale=job.keep_stale,
+        verify=job.verify,
     )
     setup = Setup(
         sections,
@@ -73,7 +74,9 @@ def run_refined(
         job.max_pixels,
     )
     with make_refiner(setup, job.image_timeout_s) as refiner:
-        outcome = label_split(work, items, refiner, STAGE, job.mode)
+        outcome = label_split(
+            work, items, refiner, STAGE, job.mode, image_timeout_s=job.image_timeout_s
+        )
         checkpoint = decisive["checkpoint_sha256"]
         archive = Archive(config, job, facts, checkpoint, given, work, outcome)
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from core.errors import UserError
 from core.files import is_number, json_or_empty, number, read_json, sha256_of, write_json
 from core.scoring.threshold_curve import hundredths
 from core.text import named
+from core.work.claims import IMAGE_TIMEOUT_S
 from core.work.worklist import Worklist
 from refine.mask_sources import ImageMasks, MaskSource, mask_source
 from tools.evaluate.folder import labelled_images, threshold_curve
@@ -48,7 +49,14 @@ STAGE = PSEUDO_LABELS.command
 MODES = ("all", "validation", "train")
 
 
-def run(config: Config, data: Path, run: RunFolder, mode: str = "all") -> None:
+def run(
+    config: Config,
+    data: Path,
+    run: RunFolder,
+    mode: str = "all",
+    image_timeout_s: float = IMAGE_TIMEOUT_S,
+    verify: bool = False,
+) -> None:
     """Choose the threshold on the validation split, then label the training split with it.
 
     Writes ``run.threshold`` and ``run.pseudo_labels("train")/<key>.png``, of each training
@@ -58,6 +66,8 @@ def run(config: Config, data: Path, run: RunFolder, mode: str = "all") -> None:
     Args:
         mode: "validation" only chooses the threshold, "train" only labels, with the threshold that
             is set or was chosen before.
+        image_timeout_s: seconds of work on an image after which another process takes it over.
+        verify: read earlier results instead of trusting their sizes and times.
 
     Raises:
         UserError: a missing product, or products that do not fit each other or the configuration;
@@ -68,6 +78,7 @@ def run(config: Config, data: Path, run: RunFolder, mode: str = "all") -> None:
     checkpoint = paths.pixel_attention_input(run, config.arch)
     centroids = paths.centroids_input(run, config.arch)
     train = open_layout(data).images("train") if mode != "validation" else []
+    care = _Care(image_timeout_s, verify)
     threshold = config.pseudo_labels.threshold
     sweep = mode == "validation" or (mode == "all" and threshold < 0)
     validation = _validation_items(data) if sweep else []
@@ -76,11 +87,18 @@ def run(config: Config, data: Path, run: RunFolder, mode: str = "all") -> None:
     labeller = Labeller(config, checkpoint, centroids)
     source = mask_source(config.masks) if config.pseudo_labels.per_mask else None
     if sweep:
-        threshold = _sweep(config, data, run, labeller, source, validation)
+        threshold = _sweep(config, data, run, labeller, source, validation, care)
     elif config.pseudo_labels.threshold >= 0 and distributed.is_main():
         write_json(run.threshold, {"threshold": threshold, "chosen_by": "setting", **_made(config)})
     if mode != "validation":
-        _label_train(run, labeller, source, train, threshold)
+        _label_train(run, labeller, source, train, threshold, care)
+
+
+class _Care(NamedTuple):
+    """How the work on images is watched; see :func:`run`."""
+
+    image_timeout_s: float
+    verify: bool
 
 
 def _check(settings: Settings, mode: str) -> None:
@@ -209,17 +227,18 @@ def _sweep(
     labeller: Labeller,
     source: MaskSource | None,
     items: list[ImageItem],
+    care: _Care,
 ) -> float:
     """Label the validation split without threshold, then take the threshold of highest mIoU."""
     masks = None if source is None else ImageMasks(source, run.masks("validation"))
     settings = {**labeller.settings, "masks": _fingerprint(source)}
-    work = Worklist(run.pseudo_labels("validation"), settings, suffix=ARCHIVE_SUFFIX)
+    work = Worklist(run.pseudo_labels("validation"), settings, ARCHIVE_SUFFIX, verify=care.verify)
 
     def label(item: ImageItem) -> bytes:
         levelled = labeller.label(item, masks)
         return archive_of(levelled.label, levelled.level)
 
-    work.run(items, label, f"{STAGE} validation")
+    work.run(items, label, f"{STAGE} validation", image_timeout_s=care.image_timeout_s)
     distributed.barrier()
     if distributed.is_main():
         _choose_threshold(config, data, run, work, items)
@@ -262,15 +281,16 @@ def _label_train(
     source: MaskSource | None,
     items: list[ImageItem],
     threshold: float,
+    care: _Care,
 ) -> None:
     masks = None if source is None else ImageMasks(source, run.masks("train"))
     settings = {**labeller.settings, "masks": _fingerprint(source), "threshold": threshold}
-    work = Worklist(run.pseudo_labels("train"), settings)
+    work = Worklist(run.pseudo_labels("train"), settings, verify=care.verify)
 
     def label(item: ImageItem) -> bytes:
         return png_of_label(labeller.label(item, masks).at(threshold))
 
-    work.run(items, label, f"{STAGE} train")
+    work.run(items, label, f"{STAGE} train", image_timeout_s=care.image_timeout_s)
     distributed.barrier()
     if distributed.is_main():
         done = _finished(work, items, "train")

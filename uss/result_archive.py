@@ -1,12 +1,17 @@
 """What ``test.py`` makes of the refined label maps: scores where there are masks, a match, and
 ``result.zip``.
+
+Runs of several modes may share a result folder, even at the same time. Its one archive is that of
+the run that ended last, and whoever makes, checks or removes it holds the folder's claim meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,10 +22,10 @@ from core.errors import UserError
 from core.files import json_or_empty, sha256_of, sha256_of_json, write_json
 from core.pipeline.folders import VALIDATION, ResultFolder
 from core.scoring.matching import match_text
+from core.work.claims import CLAIMS_FOLDER, IMAGE_TIMEOUT_S, Claims
 from core.work.worklist import Worklist
 from refine.label_split import AnyRefiner, Outcome
 from refine.one_image import STAGE
-from refine.supervised import IMAGE_TIMEOUT_S
 from tools.evaluate.folder import evaluate
 from tools.evaluate.table import AFTER, BEFORE, EvaluationResult
 from tools.submission import results
@@ -53,6 +58,7 @@ class RefinedRun:
     unmatched: bool = False  # put no match into the archive
     allow_missing: bool = False  # fill what cannot be made, instead of making no archive
     keep_stale: bool = False  # results of other settings count as finished
+    verify: bool = False  # read earlier results instead of trusting their sizes and times
     image_timeout_s: float = IMAGE_TIMEOUT_S
     max_pixels: int = MAX_PIXELS
     method: Method = Method()
@@ -81,6 +87,11 @@ class RefinedRun:
     def record(self) -> Path:
         """What the archive was made of."""
         return self._result.record
+
+    @property
+    def claims(self) -> Path:
+        """Claims on what all modes share."""
+        return self.dump_path / f".{CLAIMS_FOLDER}"
 
     @property
     def _result(self) -> ResultFolder:
@@ -113,28 +124,49 @@ class Archive:
         job, outcome = self._job, self._outcome
         outcome.report(job.failures, STAGE)
         if outcome.failed and not (job.allow_missing and outcome.finished):
-            # Left over from another run, it could be taken for this one's.
-            job.archive.unlink(missing_ok=True)
+            with self._holding(lambda: False):
+                # Left over from another run, it could be taken for this one's.
+                if not self._made_meanwhile():
+                    job.archive.unlink(missing_ok=True)
             allow = ", or pass --allow-missing" if outcome.finished else ""
             raise UserError(outcome.complaint(job.failures) + allow)
 
     def finish(self, refiner: AnyRefiner) -> None:
         """Return when the archive is there, made here or by another process."""
         job, inputs = self._job, self._inputs()
-        waiting = False
-        with self._work.claims() as claims:
-            while not self._is_current(inputs):
-                if claims.claim(job.archive.name):
-                    # The owner before may have finished just now.
-                    if not self._is_current(inputs):
-                        self._make(refiner, inputs)
-                    break
+        if not self._is_current(inputs):
+            with self._holding(lambda: self._is_current(inputs)) as held:
+                # The owner before may have finished just now.
+                if held and not self._is_current(inputs):
+                    self._make(refiner, inputs)
+        if results.has_masks(job.data_path, job.mode):
+            results.print_scores(job.dump_path, job.mode)
+
+    @contextlib.contextmanager
+    def _holding(self, enough: Callable[[], bool]) -> Iterator[bool]:
+        """Hold the claim on the archive of this folder, which all modes share, as soon as it is
+        free. False where ``enough`` said so before that.
+        """
+        job, waiting = self._job, False
+        with Claims(job.claims) as claims:
+            while not claims.claim(job.archive.name):
+                if enough():
+                    yield False
+                    return
                 if not waiting:
                     log.info(STAGE, f"another process makes {job.archive}; waiting for it")
                 waiting = True
                 time.sleep(_WAIT_S)
-        if results.has_masks(job.data_path, job.mode):
-            results.print_scores(job.dump_path, job.mode)
+            yield True
+
+    def _made_meanwhile(self) -> bool:
+        """Whether a run of another mode has made the archive since this one began."""
+        mode = json_or_empty(self._job.record).get("mode", self._job.mode)
+        try:
+            made = self._job.archive.stat().st_mtime
+        except OSError:
+            return False
+        return mode != self._job.mode and made >= self._work.opened_at
 
     def _make(self, refiner: AnyRefiner, inputs: str) -> None:
         job, outcome = self._job, self._outcome

@@ -87,6 +87,9 @@ class MultiCrop:
         self.enough = max(
             REDUCING_GAP * size / math.sqrt(low * RATIO[0]) for size, low, _ in self.views
         )
+        #: The same for the shorter side: of a panorama the crops are as high as it is, whatever
+        #: their area should be.
+        self.shortest = REDUCING_GAP * max(size for size, _, _ in self.views)
 
     def __call__(
         self, rgb: np.ndarray, rng: np.random.Generator
@@ -148,6 +151,7 @@ class MultiCropDataset(ImageDataset):
         The grids, float32 (7, 7, 2), tie the first two views:
         :func:`uss.views.correspondence_grids`.
         """
-        rgb = load_rgb(self.path(index), enough=self.multi_crop.enough)
+        crops = self.multi_crop
+        rgb = load_rgb(self.path(index), enough=crops.enough, shortest=crops.shortest)
         views, (first, second) = self.multi_crop(rgb, rng)
         return (*views, *correspondence_grids(first, second))

@@ -44,11 +44,16 @@ MAX_PIXELS = 90_000_000  # of an image: 270 MB when decoded
 Image.MAX_IMAGE_PIXELS = None
 
 
-def load_rgb(path: Path, max_pixels: int = MAX_PIXELS, enough: float | None = None) -> np.ndarray:
+def load_rgb(
+    path: Path,
+    max_pixels: int = MAX_PIXELS,
+    enough: float | None = None,
+    shortest: float = 0.0,
+) -> np.ndarray:
     """uint8 RGB (H, W, 3) of an image file, on its stored pixel grid.
 
     With ``enough`` a JPEG may come at 1/2, 1/4 or 1/8 of its size, decoded in a fraction of the
-    time: the smallest that still has ``enough`` ** 2 pixels.
+    time: the smallest that still has ``enough`` ** 2 pixels and no side below ``shortest``.
 
     Gray is repeated, 16-bit gray divided by 257 (rounded), CMYK (Adobe's inverted form included)
     and palettes converted, transparency laid over white; of an animation the first frame counts.
@@ -59,9 +64,11 @@ def load_rgb(path: Path, max_pixels: int = MAX_PIXELS, enough: float | None = No
     """
     with opened(path, "image", max_pixels) as image:
         if enough is not None:
-            pixels = image.width * image.height
-            fits = (n for n in _JPEG_REDUCTIONS if pixels >= (n * enough) ** 2)
-            reduction = max(fits, default=1)
+            pixels, side = image.width * image.height, min(image.size)
+            reduction = 1
+            for n in _JPEG_REDUCTIONS:
+                if pixels >= (n * enough) ** 2 and side >= n * shortest:
+                    reduction = n
             image.draft(image.mode, (image.width // reduction, image.height // reduction))
         return _to_rgb(image)
 

@@ -119,6 +119,8 @@ class Plan:
     """Learning rate of each iteration, of :mod:`core.training.schedules`."""
     seed: int
     options: TrainOptions = field(default_factory=TrainOptions)
+    earlier_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Values of settings that earlier versions recorded in their place."""
 
 
 def previous_run(plan: Plan) -> dict[str, Any] | None:
@@ -136,7 +138,11 @@ def previous_run(plan: Plan) -> dict[str, Any] | None:
             f"{plan.stage}: {plan.folder} holds a checkpoint that this command did not make; "
             f"move it away or choose another run folder"
         )
-    different = differences(payload["settings"], plan.settings)
+    before = dict(payload["settings"])
+    for name, value in plan.earlier_settings.items():
+        if before.get(name) == value:
+            before[name] = plan.settings[name]
+    different = differences(before, plan.settings)
     if different:
         raise UserError(
             f"{plan.stage}: {plan.folder} holds a run with other settings "

@@ -47,6 +47,8 @@ class Training:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else decides the result, such as the weights that it starts from. A run is continued
     only where all of it is the same."""
+    earlier_facts: Mapping[str, Any] = field(default_factory=dict)
+    """Values of facts as earlier versions recorded them; a run that has them is continued too."""
 
 
 def train(
@@ -87,6 +89,7 @@ def make_plan(
         config_file=folder / CONFIG,
         config=whole,
         settings={**{name: lasting[name] for name in decisive if name in lasting}, **facts},
+        earlier_settings=training.earlier_facts,
         epochs=getattr(config, stage.section).epochs,
         rate=training.rate,
         seed=config.seed,

@@ -11,6 +11,8 @@ and no server:
 - A thread of the owner touches the file five times in a time-out. The file system stamps the time.
   Whoever judges a claim compares that with a new stamp of the same file system, because the clocks
   of machines differ.
+- The thread would beat for ever where the owner itself hangs, so it stops after a deadline, if one
+  is given. What the owner makes after all is not written once another has taken over.
 - A claim is abandoned when its last sign of life is older than the time-out, or, on the same
   machine at once, when its process is gone. To take it over, a process touches the file and renames
   it from the old owner's token to its own. The first rename wins, the others find nothing to
@@ -37,21 +39,36 @@ import errno
 import functools
 import hashlib
 import itertools
+import math
 import os
 import shutil
 import socket
 import threading
+import time
 import uuid
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
+from core import log
 from core.files import file_system_time, flat_name
 
 #: Name of a folder of claims, in the folder of what is claimed.
 CLAIMS_FOLDER = "claims"
 TIMEOUT_S = 300.0
+#: Usual deadline of the work on an image.
+IMAGE_TIMEOUT_S = 1800.0
 _BEATS_PER_TIMEOUT = 5
 _DRAFT_SUFFIX = ".new"
+
+
+class _Held(NamedTuple):
+    """A claim of this object."""
+
+    path: Path
+    until: float
+    """Time (``time.monotonic``) of its last sign of life."""
 
 
 class Claims:
@@ -62,14 +79,20 @@ class Claims:
             claim.
         timeout_s: seconds without a sign of life after which a claim counts as abandoned. It must
             be the same in all processes.
+        deadline_s: seconds after which the owner of a claim counts as hung and gives no more sign
+            of life, twice as many each time that it has lost the same key; None: never.
     """
 
-    def __init__(self, folder: Path, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, folder: Path, timeout_s: float = TIMEOUT_S, deadline_s: float | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.timeout_s = timeout_s
-        self._identity = _own_identity()
+        self._deadline_s = deadline_s
+        self._identity = own_identity()
         self._numbers = itertools.count()
-        self._held: dict[str, Path] = {}
+        self._held: dict[str, _Held] = {}
+        self._lost: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -97,22 +120,23 @@ class Claims:
 
     def still_mine(self, key: str) -> bool:
         """Whether this object owns ``key`` now. Ask before writing; it is a sign of life."""
-        path = self._held.get(key)
-        if path is None:
+        held = self._held.get(key)
+        if held is None:
             return False
         try:
-            os.utime(path)
+            os.utime(held.path)
             # NFS checks a name on opening, not on touching.
-            os.close(os.open(path, os.O_RDONLY))
+            os.close(os.open(held.path, os.O_RDONLY))
         except FileNotFoundError:
+            self._lost[key] += 1
             return False
         return True
 
     def release(self, key: str) -> None:
         """Give ``key`` up, done or not; nothing happens where it was lost or never owned."""
-        path = self._held.get(key)
-        if path is not None:
-            _remove(path)
+        held = self._held.get(key)
+        if held is not None:
+            _remove(held.path)
             self._forget(key)
 
     def close(self) -> None:
@@ -162,8 +186,10 @@ class Claims:
         return True
 
     def _hold(self, key: str, path: Path) -> None:
+        # Slow processes would take an item from each other for ever, so each gets more time.
+        allowed = math.inf if self._deadline_s is None else self._deadline_s * 2 ** self._lost[key]
         with self._lock:
-            self._held[key] = path
+            self._held[key] = _Held(path, time.monotonic() + allowed)
         if self._thread is None:
             self._thread = threading.Thread(target=self._beat, name="claims", daemon=True)
             self._thread.start()
@@ -173,11 +199,19 @@ class Claims:
             self._held.pop(key, None)
 
     def _beat(self) -> None:
-        """Touch the files of all claims until the end."""
+        """Touch the files of all claims until the end, each until its deadline."""
+        late: set[Path] = set()
         while not self._closing.wait(self.timeout_s / _BEATS_PER_TIMEOUT):
             with self._lock:
-                paths = list(self._held.values())
-            for path in paths:
+                held = list(self._held.items())
+            for key, (path, until) in held:
+                if time.monotonic() > until:
+                    if path not in late:
+                        late.add(path)
+                        log.warn(
+                            "claims", f"{key} takes too long; another process may take it over"
+                        )
+                    continue
                 # Lost or just released, or the file system does not answer: the next beat tries
                 # again, and the owner asks before it writes.
                 with contextlib.suppress(OSError):
@@ -194,7 +228,7 @@ class Claims:
 
     def _is_abandoned(self, path: Path) -> bool:
         """Whether the owner of this claim (or draft) is gone or gives no sign of life."""
-        if _is_dead(path.name.strip(".")):
+        if is_dead(path.name.strip(".")):
             return True
         try:
             # Opened, because network file systems look at the real time stamp only then.
@@ -257,7 +291,7 @@ def _remove(path: Path) -> None:
 # Processes --------------------------------------------------------------------------------------
 
 
-def _own_identity() -> str:
+def own_identity() -> str:
     """Host, machine, process, its start time and eight digits of chance, joined by "~"."""
     host = socket.gethostname().replace("/", "-").replace("~", "-")[:64]
     start = _state_and_start(os.getpid())
@@ -279,7 +313,7 @@ def _machine() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _is_dead(token: str) -> bool:
+def is_dead(token: str) -> bool:
     """Whether a token's process ran on this machine and has ended; False when that is unknown."""
     fields = token.split("~")
     if len(fields) < 5 or fields[1] != _machine() or not fields[2].isdecimal():

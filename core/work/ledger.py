@@ -3,30 +3,53 @@
 ::
 
     <folder>/.ledger/<fingerprint of the settings>/settings.json
-    <folder>/.ledger/<fingerprint of the settings>/<host>-<pid>-<chance>.jsonl
+    <folder>/.ledger/<fingerprint of the settings>/<process>.jsonl         being written
+    <folder>/.ledger/<fingerprint of the settings>/<process>.ended.jsonl   of a process that is done
+    <folder>/.ledger/<fingerprint of the settings>/earlier-<chance>.jsonl  several of those in one
+    <folder>/.ledger/<fingerprint of the settings>/failures                a byte for each failure
 
-Every process appends to a file of its own, a JSON object a line: a finished item with size and
-CRC-32 of its result files, or a failure with its reason. So several machines may write at a time. A
-last line that is half written does not count. A result that was damaged, cut or overwritten since
-it was recorded does not match its line.
+Every process appends to a file of its own, a JSON object a line: a finished item with size, CRC-32
+and modification time of its result files, or a failure with its reason. So several machines may
+write at a time. A last line that is half written does not count. A result that was damaged, cut or
+overwritten since it was recorded does not match its line.
+
+With hundreds of processes it takes long to open all their files, so they are read now and then
+(:meth:`Ledger.refresh_if_due`), and those of finished processes are brought together
+(:meth:`Ledger.compact`). In memory an item takes some thirty bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import socket
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.errors import UserError
-from core.files import file_system_time, read_json, write_json
+from core.files import atomic_write, file_system_time, read_json, write_json
+from core.work.claims import CLAIMS_FOLDER, is_dead, own_identity
+from core.work.fingerprints import Fingerprints
 
 LEDGER_FOLDER = ".ledger"
 SETTINGS_FILE = "settings.json"
+#: A line that states again what an earlier one states, with new modification times and no facts.
+CONFIRMED = "confirmed"
+_FAILURES = "failures"
+_REPLACES = "replaces"
+_LINES, _ENDED, _EARLIER = ".jsonl", ".ended.jsonl", "earlier-"
+
+# Seconds between two looks at what other processes append.
+_REFRESH_S = 5.0
+# A file of another machine that has not grown for so long is that of a process that was killed.
+_SILENT_S = 86400.0
+# So many files of finished processes are worth bringing together, each no larger than this.
+_WORTHWHILE, _LARGE_BYTES = 8, 64 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 class Record(NamedTuple):
@@ -36,6 +59,10 @@ class Record(NamedTuple):
     """Size of the image file that the results were made from."""
     files: tuple[tuple[int, int], ...]
     """(size in bytes, CRC-32) of each result file."""
+
+
+#: Modification time of each result file, in nanoseconds.
+Times = Sequence[int]
 
 
 class Ledger:
@@ -52,10 +79,18 @@ class Ledger:
         text = json.dumps(self.settings, sort_keys=True)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.folder = Path(root) / LEDGER_FOLDER / self.fingerprint
-        self._records: dict[str, set[Record]] = {}
+        #: For ``core.work.claims``, of the processes that fill the folder together.
+        self.claims_folder = self.folder.parent / CLAIMS_FOLDER
+        self._known = Fingerprints()
+        self._contents = Fingerprints()
+        self._times = Fingerprints()
         self._failures: dict[str, tuple[float, str]] = {}
+        self._failures_bytes = 0
         self._read: dict[str, int] = {}
         self._own: Path | None = None
+        self._looked = float("-inf")
+        #: The file system's time (Unix s) of the last look at what all processes have appended.
+        self.looked_at = 0.0
 
     @staticmethod
     def others(root: Path, own: Ledger) -> list[Ledger]:
@@ -74,7 +109,8 @@ class Ledger:
         return found
 
     def open(self) -> float:
-        """Make the ledger's folder, read what is there; returns the file system's time (Unix s).
+        """Make the ledger's folder, read what is there; returns the file system's time (Unix s) of
+        before.
 
         Raises:
             UserError: the folder cannot be written.
@@ -87,12 +123,25 @@ class Ledger:
                 f"cannot write results to {self.folder.parent.parent}: {error.strerror}; give a "
                 "folder that can be written"
             ) from error
+        for together in self.folder.glob(f"{_EARLIER}*{_LINES}"):
+            with contextlib.suppress(OSError):
+                self._remove_replaced(together)
         self.refresh()
         return now
 
-    def records(self, key: str) -> set[Record]:
-        """The records of an item: none, one, or several where it was made more than once."""
-        return self._records.get(key, set())
+    def knows(self, key: str) -> bool:
+        """Whether an item was finished at some time."""
+        return key in self._known
+
+    def has(self, key: str, record: Record) -> bool:
+        """Whether an item was finished with these contents."""
+        return (key, *_plain(record)) in self._contents
+
+    def trusts(self, key: str, source_bytes: int, sizes: Sequence[int], times: Times) -> bool:
+        """Whether an item was finished with result files of these sizes and times, from an image
+        file of this size.
+        """
+        return (key, source_bytes, tuple(sizes), tuple(times)) in self._times
 
     def failure(self, key: str, since: float) -> str | None:
         """Why an item failed at or after ``since``, a time by the file system's clock; None where
@@ -101,39 +150,128 @@ class Ledger:
         time, reason = self._failures.get(key, (0.0, ""))
         return reason if reason and time >= since else None
 
-    def record(self, key: str, record: Record, facts: Mapping[str, Any]) -> None:
+    def record(self, key: str, record: Record, times: Times, facts: Mapping[str, Any]) -> None:
         """Note a finished item, with any facts (JSON values) for people who read the file."""
         line = {"key": key, "source_bytes": record.source_bytes, "files": record.files, **facts}
-        self._append(line)
-        self._take(line)
+        self._note({**line, "times_ns": times})
+
+    def confirm(self, key: str, record: Record, times: Times) -> None:
+        """Note the times of result files whose contents were read and are the recorded ones."""
+        self.record(key, record, times, {CONFIRMED: True})
 
     def fail(self, key: str, reason: str) -> None:
         """Note that an item failed."""
-        line = {"key": key, "failed": reason, "time": file_system_time(self.folder)}
-        self._append(line)
-        self._take(line)
+        self._note({"key": key, "failed": reason, "time": file_system_time(self.folder)})
+        with open(self.folder / _FAILURES, "ab") as file:
+            file.write(b"\n")
+
+    def end(self) -> None:
+        """State that what was appended so far is all that its file will ever hold."""
+        own, self._own = self._own, None
+        if own is not None:
+            with contextlib.suppress(FileNotFoundError):
+                own.rename(own.with_name(own.name[: -len(_LINES)] + _ENDED))
 
     def refresh(self) -> None:
         """Read what was appended since the last look, by any process."""
+        with contextlib.suppress(OSError):  # of other settings, in a folder of another user
+            self.looked_at = file_system_time(self.folder)
         try:
-            names = [name for name in os.listdir(self.folder) if name.endswith(".jsonl")]
+            names = self._names()
+            self._failures_bytes = self._size_of_failures()
         except FileNotFoundError:
             return
         for name in names:
             self._read_on(name)
+        self._looked = time.monotonic()
+
+    def refresh_if_due(self) -> None:
+        """Read what was appended where the last look is some seconds old, or where an item has
+        failed since.
+        """
+        late = time.monotonic() - self._looked > _REFRESH_S
+        if late or self._size_of_failures() != self._failures_bytes:
+            self.refresh()
+
+    def finished_files(self) -> list[Path]:
+        """The files of finished processes, where there are enough to be brought together."""
+        with contextlib.suppress(OSError):  # not there yet, or one was moved since it was listed
+            names = self._names()
+            if len(names) < _WORTHWHILE:
+                return []
+            now = file_system_time(self.folder)
+            found = [self.folder / name for name in names if self._is_finished(name, now)]
+            return found if len(found) >= _WORTHWHILE else []
+        return []
+
+    def compact(self) -> None:
+        """Bring the files of finished processes together in one. One process at a time may do so;
+        others may read and append meanwhile, for lines that are read twice count once.
+        """
+        files = self.finished_files()
+        if not files:
+            return
+        # First what it replaces, so that a process that dies before the end leaves no line twice.
+        replaced = {path.name: path.stat().st_size for path in files}
+        together = self.folder / f"{_EARLIER}{uuid.uuid4().hex[:8]}{_LINES}"
+        with atomic_write(together, sync=True) as all_lines:
+            all_lines.write(json.dumps({_REPLACES: replaced}).encode() + b"\n")
+            for path in files:
+                with open(path, "rb") as file:
+                    for line in file:
+                        # A last line that was torn must not run into the next file's first.
+                        all_lines.write(line if line.endswith(b"\n") else line + b"\n")
+        self._remove_replaced(together)
+
+    def _remove_replaced(self, together: Path) -> None:
+        """Remove the files whose lines are in another one, unless they have grown since."""
+        with open(together, "rb") as file, contextlib.suppress(ValueError, AttributeError):
+            for name, size in json.loads(file.readline()).get(_REPLACES, {}).items():
+                path = together.with_name(Path(name).name)
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_size == size:
+                        path.unlink()
+
+    def _is_finished(self, name: str, now: float) -> bool:
+        """Whether nobody will append to a file, and it is worth moving; ``now`` is the file
+        system's time (Unix s).
+        """
+        status = (self.folder / name).stat()
+        if status.st_size > _LARGE_BYTES:
+            return False
+        if name.endswith(_ENDED) or name.startswith(_EARLIER) or is_dead(name[: -len(_LINES)]):
+            return True
+        return now - status.st_mtime > _SILENT_S
+
+    def _names(self) -> list[str]:
+        return [name for name in os.listdir(self.folder) if name.endswith(_LINES)]
+
+    def _size_of_failures(self) -> int:
+        try:
+            return os.stat(self.folder / _FAILURES).st_size
+        except FileNotFoundError:
+            return 0
 
     def _read_on(self, name: str) -> None:
-        # Opened, not asked for its size: network file systems look at the real file only then.
-        with open(self.folder / name, "rb") as file:
-            file.seek(self._read.get(name, 0))
-            text = file.read()
-        whole = text.rfind(b"\n") + 1
-        self._read[name] = self._read.get(name, 0) + whole
-        for line in text[:whole].splitlines():
-            try:
-                self._take(json.loads(line))
-            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-                continue  # a torn line, or one that a person edited: the item is made again
+        """Read the lines of a file that were not read yet."""
+        same = name[: -len(_ENDED)] + _LINES if name.endswith(_ENDED) else name
+        try:
+            # Opened, not asked for its size: network file systems look at the real file only then.
+            with open(self.folder / name, "rb") as file:
+                file.seek(self._read.get(same, 0))
+                # By blocks of whole lines: a file may hold those of a million items.
+                while lines := file.readlines(_BLOCK_BYTES):
+                    if not lines[-1].endswith(b"\n"):
+                        lines.pop()
+                    self._read[same] = self._read.get(same, 0) + sum(map(len, lines))
+                    for line in lines:
+                        self._take_line(line)
+        except FileNotFoundError:
+            return  # renamed or brought together with others since it was listed
+
+    def _take_line(self, text: bytes) -> None:
+        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            self._take(json.loads(text))  # else torn, or edited: the item is made again
 
     def _take(self, line: Mapping[str, Any]) -> None:
         key = line["key"]
@@ -141,11 +279,21 @@ class Ledger:
             self._failures[key] = (float(line["time"]), str(line["failed"]))
             return
         files = tuple((int(size), int(crc32)) for size, crc32 in line["files"])
-        self._records.setdefault(key, set()).add(Record(int(line["source_bytes"]), files))
+        source_bytes = int(line["source_bytes"])
+        self._known.add(key)
+        self._contents.add((key, source_bytes, files))
+        if "times_ns" in line:  # not in lines of earlier versions
+            sizes, times = tuple(size for size, _ in files), tuple(map(int, line["times_ns"]))
+            self._times.add((key, source_bytes, sizes, times))
 
-    def _append(self, line: Mapping[str, Any]) -> None:
+    def _note(self, line: Mapping[str, Any]) -> None:
         if self._own is None:
-            name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
-            self._own = self.folder / name.replace("/", "-")
+            self._own = self.folder / f"{own_identity()}{_LINES}"
         with open(self._own, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, sort_keys=True) + "\n")
+        self._take(json.loads(json.dumps(line)))
+
+
+def _plain(record: Record) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """A record as what is hashed of it."""
+    return record.source_bytes, tuple((size, crc32) for size, crc32 in record.files)

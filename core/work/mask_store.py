@@ -13,6 +13,7 @@ import json
 import math
 import os
 import zlib
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -112,14 +113,15 @@ class MaskStore:
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The keys without a file, in order; lists folders and opens no file."""
         keys = list(keys)
-        by_bucket: dict[str, list[str]] = defaultdict(list)
-        for key in keys:
-            by_bucket[_bucket(key)].append(key)
-        absent: set[str] = set()
-        for bucket, members in by_bucket.items():
+        by_bucket: dict[str, array[int]] = defaultdict(lambda: array("L"))
+        for place, key in enumerate(keys):
+            by_bucket[_bucket(key)].append(place)
+        absent = bytearray(len(keys))  # with a million keys a set would take 64 MB
+        for bucket, places in by_bucket.items():
             names = set(_names(self.folder / bucket))
-            absent.update(key for key in members if f"{flat_name(key)}{_SUFFIX}" not in names)
-        return [key for key in keys if key in absent]
+            for place in places:
+                absent[place] = f"{flat_name(keys[place])}{_SUFFIX}" not in names
+        return [key for key, away in zip(keys, absent) if away]
 
     def get(self, key: str, image: ImageIdentity) -> list[rle.Record] | None:
         """The records of an image, ``segmentation`` as COCO RLE; None when they are missing,

@@ -38,15 +38,13 @@ def work_together(
         stage: name in the log and the progress bar.
         wait_s: seconds between two looks at what others hold.
     """
-    own = set(share(keys))
-    missing = unfinished()
-
+    todo, others = _own_part(keys, unfinished())
     # Its own part, in order.
-    todo = [key for key in missing if key in own]
     held = _settle_each(todo, settle, stage)
+    del todo
 
     # What is left of the others', in an order of its own, so that helpers seldom meet.
-    if held or len(todo) < len(missing):
+    if held or others:
         rest = unfinished()
         random.SystemRandom().shuffle(rest)
         held = _settle_each(rest, settle, f"{stage}, helping")
@@ -57,6 +55,17 @@ def work_together(
     while held:
         time.sleep(wait_s)
         held = [key for key in held if not settle(key)]
+
+
+def _own_part(keys: Sequence[str], missing: list[str]) -> tuple[list[str], bool]:
+    """(what is missing of this process's part of the keys, whether more is missing)."""
+    part = share(keys)
+    if len(part) == len(keys):
+        return missing, False
+    own = set(part)
+    del part  # with a million items each list counts
+    todo = [key for key in missing if key in own]
+    return todo, len(todo) < len(missing)
 
 
 def _settle_each(keys: Sequence[str], settle: Callable[[str], bool], label: str) -> list[str]:

@@ -1,14 +1,14 @@
 """Resumable work on a folder of images: one result file for each, by any number of processes.
 
 A result counts as finished when the ledger (``core.work.ledger``) records it under the present
-settings and its file is still the recorded one. Any other result is made again. So a stopped run
-continues, and results of a changed setting never mix with older ones.
+settings and its file is still the recorded one: by size and modification time, and where those are
+others, too new to tell, or not to be trusted (``verify``), by its content. Any other result is made
+again. So a stopped run continues, and results of a changed setting never mix with older ones.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +21,13 @@ from core.data.imagenet_s import ImageItem
 from core.errors import StopWork, UserError
 from core.files import atomic_write
 from core.text import named
-from core.work.claims import CLAIMS_FOLDER, TIMEOUT_S, Claims
-from core.work.ledger import LEDGER_FOLDER, Ledger, Record
+from core.work.claims import IMAGE_TIMEOUT_S, TIMEOUT_S, Claims
+from core.work.ledger import Ledger, Record
+from core.work.results import Results, source_bytes, times_of
 from core.work.settings import differences
 from core.work.sharing import work_together
+
+_COMPACTING = "compacting"  # claimed meanwhile, beside the items
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Worklist:
         suffix: end of the names of result files, such as ".png" for label maps.
         also: further folders, each of which gets a result file of every image too.
         keep_stale: count results that were made under other settings as finished.
+        verify: read every result that is there, instead of trusting its size and time.
 
     Example: the size of each image as a text file. The second run finds everything finished, a
     changed setting makes all of it again::
@@ -102,39 +106,41 @@ class Worklist:
         suffix: str = ".png",
         also: Sequence[Path] = (),
         keep_stale: bool = False,
+        verify: bool = False,
     ) -> None:
         self.folder = Path(folder)
-        self.suffix = suffix
-        self._folders = (self.folder, *map(Path, also))
-        self._keep_stale = keep_stale
         self._ledger = Ledger(self.folder, settings)
-        self._started = self._ledger.open()
-        self._others = Ledger.others(self.folder, self._ledger)
+        folders = (self.folder, *map(Path, also))
+        self._results = Results(folders, suffix, self._ledger, keep_stale, verify)
+        self._keep_stale = keep_stale
+        if self._ledger.finished_files():
+            self._compact()
+        #: Time by the file system's clock (Unix s).
+        self.opened_at = self._ledger.open()
 
     @property
     def fingerprint(self) -> str:
         """Sixteen hex digits of the settings."""
         return self._ledger.fingerprint
 
-    def claims(self, timeout_s: float = TIMEOUT_S) -> Claims:
-        """The claims of this folder: on items while they are made, and on what is made of all of
-        them, such as an archive.
-        """
-        return Claims(self.folder / LEDGER_FOLDER / CLAIMS_FOLDER, timeout_s)
+    def claims(self, timeout_s: float = TIMEOUT_S, deadline_s: float | None = None) -> Claims:
+        """The claims of this folder, on items while they are made."""
+        return Claims(self._ledger.claims_folder, timeout_s, deadline_s)
 
     def path_of(self, item: ImageItem) -> Path:
         """Final place of the item's (first) result."""
-        return self._paths(item)[0]
+        return self._results.paths(item)[0]
 
     def finished(self, items: Sequence[ImageItem]) -> dict[str, Record]:
         """Key -> what lies on disk, of each finished item, in order. Reads every result file."""
-        found = ((item.key, self._finished(item)) for item in items)
+        self._ledger.refresh()
+        found = ((item.key, self._results.content(item)) for item in items)
         return {key: record for key, record in found if record is not None}
 
     def pending(self, items: Sequence[ImageItem]) -> list[ImageItem]:
-        """The items that are not finished, in order; reads every result file."""
-        finished = self.finished(items)
-        return [item for item in items if item.key not in finished]
+        """The items that are not finished, in order."""
+        self._ledger.refresh()
+        return [item for item in items if not self._results.is_finished(item)]
 
     def run(
         self,
@@ -142,6 +148,7 @@ class Worklist:
         work: Work,
         stage: str,
         timeout_s: float = TIMEOUT_S,
+        image_timeout_s: float = IMAGE_TIMEOUT_S,
     ) -> WorkResult:
         """Make all items that are not finished; return when each is finished, here or in another
         process, or has failed.
@@ -155,33 +162,39 @@ class Worklist:
             work: makes the content of an item's result files; bytes, where it is only one.
             stage: name in the log and the progress bar.
             timeout_s: see :class:`core.work.claims.Claims`.
+            image_timeout_s: seconds of work on an item after which another process takes it over.
 
         Raises:
             UserError: a result cannot be written.
         """
-        by_key = {item.key: item for item in items}
         todo, result = self._survey(items, stage)
-        settled = {*result.skipped, *result.stale}
+        left = {item.key: item for item in todo}
+        del todo  # with a million items each list counts
 
-        with self.claims(timeout_s) as claims:
+        with self.claims(timeout_s, image_timeout_s) as claims:
 
             def settle(key: str) -> bool:
-                if key in settled or key in result.failed:
+                if key not in left:
                     return True
                 if not claims.claim(key):
                     return False
                 try:
-                    done = self._settle(by_key[key], work, claims, result, stage)
+                    done = self._settle(left[key], work, claims, result, stage)
                 finally:
                     claims.release(key)
                 if done:
-                    settled.add(key)
+                    del left[key]
                 return done
 
             def unfinished() -> list[str]:
-                return [item.key for item in todo if item.key not in settled]
+                return list(left)
 
-            work_together(list(by_key), unfinished, settle, stage)
+            try:
+                if left:
+                    work_together([item.key for item in items], unfinished, settle, stage)
+            finally:
+                with self._writing():
+                    self._ledger.end()
 
         if result.failed:
             log.warn(stage, f"{len(result.failed)} of {len(items)} failed: {named(result.failed)}")
@@ -193,10 +206,10 @@ class Worklist:
         """Make a claimed item unless another process has settled it; False where the claim was
         lost.
         """
-        self._ledger.refresh()
-        if self._finished(item) is not None:
+        self._results.refresh(item)
+        if self._results.is_finished(item):
             return True
-        reason = self._ledger.failure(item.key, self._started)
+        reason = self._ledger.failure(item.key, self.opened_at)
         if reason is not None:
             result.failed[item.key] = reason
             return True
@@ -220,13 +233,20 @@ class Worklist:
         return True
 
     def _keep(self, item: ImageItem, made: Made) -> None:
-        paths = self._paths(item)
+        paths = self._results.paths(item)
         for path, content in zip(paths, made.contents):
             with atomic_write(path) as file:
                 file.write(content)
         files = tuple((len(content), zlib.crc32(content)) for content in made.contents)
         assert len(files) == len(paths), "work must give a content for each result file"
-        self._ledger.record(item.key, Record(_source_bytes(item), files), made.facts)
+        times = times_of(paths)
+        self._ledger.record(item.key, Record(source_bytes(item), files), times, made.facts)
+
+    def _compact(self) -> None:
+        """Bring what finished processes have recorded together, unless another process does."""
+        with self._writing(), self.claims() as claims:
+            if claims.claim(_COMPACTING):
+                self._ledger.compact()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -243,10 +263,11 @@ class Worklist:
         were made under other settings.
         """
         todo, result = [], WorkResult()
+        self._ledger.refresh()
         other: Counter[str] = Counter()
         stale = unknown = 0
         for item in items:
-            ledger, _ = self._recorded(item)
+            ledger = self._results.recorded(item).ledger
             if ledger is self._ledger:
                 result.skipped.append(item.key)
                 continue
@@ -278,34 +299,3 @@ class Worklist:
                 "have changed, and are made again",
             )
         return todo, result
-
-    def _finished(self, item: ImageItem) -> Record | None:
-        """What lies on disk of a finished item; None where it is not finished."""
-        ledger, record = self._recorded(item)
-        return record if ledger is self._ledger or self._keep_stale else None
-
-    def _recorded(self, item: ImageItem) -> tuple[Ledger | None, Record | None]:
-        """The ledger that has recorded what lies on disk now, the present one first, and that."""
-        ledgers = [each for each in (self._ledger, *self._others) if each.records(item.key)]
-        state = _state(item, self._paths(item)) if ledgers else None
-        found = next((each for each in ledgers if state in each.records(item.key)), None)
-        return found, None if found is None else state
-
-    def _paths(self, item: ImageItem) -> list[Path]:
-        return [folder / f"{item.key}{self.suffix}" for folder in self._folders]
-
-
-def _state(item: ImageItem, paths: Sequence[Path]) -> Record | None:
-    """What lies on disk; None where a result is missing."""
-    try:
-        contents = [path.read_bytes() for path in paths]
-    except OSError:
-        return None
-    return Record(_source_bytes(item), tuple((len(each), zlib.crc32(each)) for each in contents))
-
-
-def _source_bytes(item: ImageItem) -> int:
-    try:
-        return os.stat(item.path).st_size
-    except OSError:
-        return -1

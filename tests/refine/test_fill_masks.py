@@ -220,22 +220,26 @@ class Slow(QuarterMasks):
 
 folder = Path(sys.argv[1])
 images = ImageMasks(Slow(), folder / "store")
-tally = fill_masks.fill(list_images(folder / "train"), images, "masks", timeout_s=1.0)
+limit = float(sys.argv[2])
+tally = fill_masks.fill(list_images(folder / "train"), images, "masks", 1.0, limit)
 print(tally.made, flush=True)
 """
 
 
-def test_a_stopped_process_does_not_overwrite_who_took_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [True, False], ids=["suspended", "hung"])
+def test_a_stopped_process_does_not_overwrite_who_took_over(tmp_path: Path, stopped: bool) -> None:
+    """Suspended, it gives no sign of life; hung, its heartbeat goes on until the deadline."""
     (key,) = write_photographs(tmp_path, "train", 1)
     with subprocess.Popen(
-        [sys.executable, "-c", STOPPED, str(tmp_path)],
+        [sys.executable, "-c", STOPPED, str(tmp_path), "600" if stopped else "0.5"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT)])},
         stdout=subprocess.PIPE,
         text=True,
     ) as old:
         assert old.stdout is not None and old.stdout.readline() == "ready\n"
-        os.kill(old.pid, signal.SIGSTOP)
+        if stopped:
+            os.kill(old.pid, signal.SIGSTOP)
         images = ImageMasks(QuarterMasks(), tmp_path / "store")
         items = list_images(tmp_path / "train")
         assert stage.fill(items, images, "masks", timeout_s=1.0).made == 1

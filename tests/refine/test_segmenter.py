@@ -25,6 +25,22 @@ def test_argmax_of_resized_logits() -> None:
     np.testing.assert_array_equal(label, full.argmax(axis=0))
 
 
+@given(
+    classes=st.integers(2, 40),
+    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    levels=st.sampled_from([2, 1000]),
+)
+def test_classes_that_cannot_win_are_left_out_and_change_nothing(
+    classes: int, grid: tuple[int, int], size: tuple[int, int], levels: int
+) -> None:
+    rng = np.random.default_rng(classes)
+    logits = rng.integers(0, levels, (classes, *grid)).astype(np.float32) / levels
+    logits += (rng.random(classes) < 0.2)[:, None, None].astype(np.float32)
+    full = np.stack([cv2.resize(channel, size[::-1]).reshape(size) for channel in logits])
+    np.testing.assert_array_equal(label_of_logits(logits, size), full.argmax(axis=0))
+
+
 def test_equal_logits_give_background() -> None:
     np.testing.assert_array_equal(label_of_logits(np.zeros((3, 2, 2), np.float32), (4, 4)), 0)
 

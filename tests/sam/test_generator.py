@@ -154,6 +154,27 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
         generator(predictor).generate(IMAGE)
 
 
+def test_a_halved_batch_grows_again_when_the_memory_is_free(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    predictor = StandInPredictor()
+    predictor.most, predictor.too_many = 20, MemoryError()
+    recovering = generator(predictor, points_per_batch=64)
+    expected = len(recovering.generate(IMAGE))
+    assert recovering.points_per_batch == 16
+    for _ in range(8):  # once it is tried again while memory is still short
+        recovering.generate(IMAGE)
+    assert recovering.points_per_batch == 16 and predictor.batches.count(32) == 2
+    predictor.most = 1000
+    sizes = []
+    for _ in range(16):
+        assert len(recovering.generate(IMAGE)) == expected
+        sizes.append(recovering.points_per_batch)
+    assert sizes[-1] == 64 and sorted(set(sizes)) == [16, 32, 64]
+    recovering.generate(IMAGE)
+    assert predictor.batches[-1] == 64
+
+
 def test_an_error_that_is_not_about_memory_comes_through() -> None:
     predictor = StandInPredictor()
     predictor.most, predictor.too_many = 0, RuntimeError("shapes do not fit together")

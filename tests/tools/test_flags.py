@@ -86,3 +86,15 @@ def test_a_spelling_stands_in_one_place() -> None:
             if path.name != "flags.py":
                 text = path.read_text(encoding="utf-8")
                 assert not [flag for flag in spelt if f'("{flag}"' in text], path
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "0", "-3", "1e300", "soon"])
+def test_the_time_of_an_image_is_finite_and_positive(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("masks", "pseudo-labels", "predict"):
+        parser = stage_parser(PIPELINE, PIPELINE.stage(name))
+        assert parser.parse_args(["--image-timeout", "90"]).image_timeout_s == 90
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--image-timeout", text])
+        assert "--image-timeout" in capsys.readouterr().err

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from core.data import rle
 from core.data.label_maps import load_label, save_label
 from core.errors import UserError
 from core.files import read_json, write_json
 from refine.one_image import Refiner
-from refine.segmenter import Segmenter
+from refine.segmenter import Segmenter, label_of_logits
 from refine.settings import Predict, Refine
 from refine.vote import vote_refine
 from tests.helpers.quarter_masks import QuarterMasks, write_photographs
+from tools.submission import results
 from tools.submission.check import check_zip
 from uss import predict_refined
 from uss.config import Config
@@ -81,6 +85,27 @@ def test_refined_label_maps_score_and_archive(
             [*(f"{key}.png" for key in keys), "match.json", "method.txt"]
         )
         assert "ResNet18" in archive.read("method.txt").decode()
+
+
+def test_masks_vote_on_the_images_own_resolution(
+    job: RefinedRun, source: QuarterMasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above max_res the unrefined map is an enlarged one; the vote does not start from that."""
+    keys = write_photographs(job.data_path, "test", 4)
+    values = np.random.default_rng(5).normal(size=(3, 9, 9)).astype(np.float32)
+    monkeypatch.setattr(Segmenter, "logits", lambda self, rgb: values)
+    config = replace(CONFIG, predict=Predict(resize=64, max_res=10))
+    refine_all(source, replace(job, mode="test"), config)
+    for key in keys:
+        before = load_label(job.dump_path / "test_unrefined" / f"{key}.png")
+        size = before.shape
+        np.testing.assert_array_equal(before, label_of_logits(values, size, 10))
+        fine = label_of_logits(values, size)
+        assert (fine != before).any()
+        records = sorted(source.generate(np.zeros((*size, 3))), key=lambda r: -r["area"])
+        masks = [rle.decode(record["segmentation"]) for record in records]
+        after = load_label(job.dump_path / "test" / f"{key}.png")
+        np.testing.assert_array_equal(after, vote_refine(fine, masks))
 
 
 def test_sam_is_asked_only_where_it_can_change_something(
@@ -254,6 +279,70 @@ def test_a_finished_run_makes_its_archive_once(
     other = job.archive.read_bytes()
     refine_all(source, replace(job, unmatched=True))
     assert job.archive.read_bytes() != other
+
+
+class _Moment:
+    """Stops a thread at one place until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self.go.wait(120)
+
+
+def test_two_modes_at_once_leave_each_others_archive_alone(
+    job: RefinedRun, source: QuarterMasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has written the archive and not yet checked it when the other wants to make its own."""
+    write_photographs(job.data_path, "validation", 3, masks=True)
+    write_photographs(job.data_path, "test", 2)
+    moment, check, checked = _Moment(), results.check_zip, []
+
+    def slow_check(archive: Path, data: Path, split: str, num_classes: int) -> list[str]:
+        if split == "validation":
+            moment()
+        checked.append(split)
+        return check(archive, data, split, num_classes)
+
+    monkeypatch.setattr(results, "check_zip", slow_check)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(refine_all, source, job)
+        assert moment.reached.wait(120)
+        second = pool.submit(refine_all, source, replace(job, mode="test"))
+        with pytest.raises(TimeoutError):
+            second.result(5)
+        assert checked == []
+        moment.go.set()
+        first.result(120)
+        second.result(120)
+    assert checked == ["validation", "test"]
+    assert read_json(job.record, "record")["mode"] == "test"
+    assert check_zip(job.archive, job.data_path, "test", 2) == []
+    assert not job.claims.exists()
+
+
+def test_a_failed_mode_leaves_the_archive_that_another_made_meanwhile(
+    job: RefinedRun, source: QuarterMasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photographs(job.data_path, "validation", 3, masks=True)
+    write_photographs(job.data_path, "test", 2)
+    (job.data_path / "test" / "red" / "broken.JPEG").write_bytes(b"\xff\xd8 nothing more")
+    with pytest.raises(UserError, match="red/broken"):
+        refine_all(source, replace(job, mode="test"))
+    logits = Segmenter.logits
+
+    def meanwhile(self: Segmenter, rgb: np.ndarray) -> np.ndarray:
+        monkeypatch.setattr(Segmenter, "logits", logits)
+        refine_all(source, job)
+        return logits(self, rgb)
+
+    monkeypatch.setattr(Segmenter, "logits", meanwhile)
+    again = replace(CONFIG, refine=Refine(max_prompted=0.5))
+    with pytest.raises(UserError, match="red/broken"):
+        refine_all(source, replace(job, mode="test"), again)
+    assert check_zip(job.archive, job.data_path, "validation", 2) == []
 
 
 def test_options_of_the_refinement_make_results_stale(

@@ -357,6 +357,20 @@ def test_finetuning_refuses_labels_of_fewer_classes(data, tmp_path):
     assert not run.segmenter.exists()
 
 
+def test_the_labels_of_finetuning_are_told_by_their_contents(data, tmp_path):
+    """Two labels of the same size are exchanged."""
+    run = RunFolder(tmp_path / "run")
+    _write_labels(run)
+    labels, items = run.pseudo_labels("train"), list_images(data / "train")
+    (found, contents, sizes), path = finetune.labelled_images(items, labels), labels / "n01"
+    first = sorted(path.iterdir())[0]
+    content = first.read_bytes()
+    first.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert finetune.labelled_images(items, labels)[0] == found
+    assert finetune.labelled_images(items, labels)[1] != contents
+    assert finetune.labelled_images(items, labels)[2] == sizes
+
+
 def test_finetuning_leaves_a_broken_image_without_label_out(data, tmp_path, capsys):
     run = RunFolder(tmp_path / "run")
     _write_labels(run)
@@ -365,7 +379,7 @@ def test_finetuning_leaves_a_broken_image_without_label_out(data, tmp_path, caps
     broken.write_bytes(b"not an image")
     for path in (data / "train" / "n01").iterdir():
         (broken.parent / path.name).write_bytes(path.read_bytes())
-    found, _ = finetune.labelled_images(
+    found, *_ = finetune.labelled_images(
         list_images(broken.parent.parent), run.pseudo_labels("train")
     )
     assert [item.key for item in found] == [f"n01/n01_{i}" for i in range(IMAGES)]

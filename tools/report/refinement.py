@@ -13,7 +13,7 @@ import numpy as np
 
 from core.data import rle
 from core.files import json_lines, json_or_empty
-from core.work.ledger import LEDGER_FOLDER, SETTINGS_FILE
+from core.work.ledger import CONFIRMED, LEDGER_FOLDER, SETTINGS_FILE
 from core.work.mask_store import ImageIdentity, MaskStore
 from refine.one_image import PARTS
 from tools.report.label_scores import ImageSummary
@@ -95,6 +95,8 @@ def _records(labels: Path) -> Iterator[tuple[str, tuple[int, int], ImageFacts]]:
     """(key, (bytes, CRC-32) of the label map, facts) of every whole line."""
     for path in sorted((labels / LEDGER_FOLDER).glob("*/*.jsonl")):
         for entry in json_lines(path):
+            if CONFIRMED in entry:
+                continue  # the facts stand in the line before
             try:
                 size, crc32 = entry["files"][0]
                 facts = _facts(path.parent.name, entry)

@@ -2,7 +2,8 @@
 
 So a run is seen from another terminal, or from another machine over a shared folder. A training
 stage shows by its log, work on images by its ledger (or mask store), and whoever is at an image by
-its claim, which is touched once a minute.
+its claim, which is touched once a minute. How long ago a file was written is told by the clock
+that stamped it, the file server's, and not by that of the machine that looks.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from core.pipeline.times import stage_seconds
 from core.training.log import FACTS
 from core.work.claims import CLAIMS_FOLDER, TIMEOUT_S
 from core.work.ledger import LEDGER_FOLDER, SETTINGS_FILE
+from tools.watch.clock import FileClock
 
 WAITING, RUNNING, STOPPED, FINISHED = "waiting", "running", "stopped", "finished"
 
@@ -82,6 +84,7 @@ class RunState:
         self.pipeline = pipeline_of(RunFolder(run.absolute()), pipeline)
         self.run: RunFolder = self.pipeline.run_folder(run.absolute())
         self._data, self._result = data, result
+        self._clock = FileClock(self.run.root, result or self.run.result)
         self._tails: dict[Path, _Tail] = {}
         self._seen: dict[str, list[tuple[float, int]]] = {}
         self._images: dict[str, int | None] = {}
@@ -116,7 +119,7 @@ class RunState:
         settings = whole.get(trace.stage.section)
         lines = self._tail(log)
         state = StageState(
-            name, RUNNING, unit="steps", silent_s=_age(log if lines.last else config)
+            name, RUNNING, unit="steps", silent_s=self._clock.age(log if lines.last else config)
         )
         state.took_s = took.get(name, took.get(f"{name} {whole.get('arch')}"))
         if lines.last is None:
@@ -142,7 +145,7 @@ class RunState:
             state.state, state.left_s = FINISHED, None
         # Slow steps: a first line may have taken long, and the next one will take as long.
         elif (state.silent_s or 0.0) > max(
-            _SILENT_S, 5 * (lines.usual_pause or last["time"] - _time_of(config))
+            _SILENT_S, 5 * (lines.usual_pause or _time_of(log) - _time_of(config))
         ):
             state.state, state.left_s = STOPPED, None
         return [state]
@@ -153,7 +156,7 @@ class RunState:
             return []
         if (trace.folder / SETTINGS_FILE).is_file():
             return [StageState(trace.title, FINISHED, took_s=took.get(trace.title))]
-        silent = min(filter(None, map(_age, trace.folder.iterdir())), default=None)
+        silent = min(filter(None, map(self._clock.age, trace.folder.iterdir())), default=None)
         state = STOPPED if silent is None or silent > _SILENT_S else RUNNING
         return [StageState(trace.title, state, silent_s=silent)]
 
@@ -175,7 +178,9 @@ class RunState:
             memory = max(memory, tail.memory_mib)
         state = StageState(name, RUNNING, len(done), failed=len(failed - done))
         state.memory_mib = memory or None
-        state.silent_s = min((_age(file) or 0.0 for file in [ledgers[-1], *files]), default=None)
+        state.silent_s = min(
+            (self._clock.age(file) or 0.0 for file in [ledgers[-1], *files]), default=None
+        )
         self._settle(state, folder / LEDGER_FOLDER / CLAIMS_FOLDER, self._count(split))
         return [state]
 
@@ -190,7 +195,7 @@ class RunState:
             if len(bucket.name) == 2 and bucket.is_dir():
                 done += sum(name.endswith(".gz") for name in os.listdir(bucket))
                 newest = max(newest, _time_of(bucket))
-        state = StageState(trace.title, RUNNING, done, silent_s=time.time() - newest)
+        state = StageState(trace.title, RUNNING, done, silent_s=self._clock.since(store, newest))
         self._settle(state, store / CLAIMS_FOLDER, self._count(trace.of or ""))
         asked = (f"{stage.command} {trace.of}" for stage in self.pipeline.scripts)
         if state.state == STOPPED and any(title in took for title in asked):
@@ -201,7 +206,7 @@ class RunState:
     def _settle(self, state: StageState, claims: Path, total: int | None) -> None:
         """Fill in total, workers, rate, time left, and whether somebody is at it."""
         state.total = total
-        state.workers = sorted({_owner(token) for token in _live_claims(claims)})
+        state.workers = sorted({_owner(token) for token in _live_claims(claims, self._clock)})
         if total is not None and state.done + state.failed >= total:
             state.state = FINISHED
             return
@@ -339,13 +344,13 @@ def _whole_number(values: Any, name: str) -> int | None:
     return int(value) if value is not None and 0 <= value <= _MOST else None
 
 
-def _live_claims(folder: Path) -> Iterator[str]:
+def _live_claims(folder: Path, clock: FileClock) -> Iterator[str]:
     """The owners' tokens of the claims in a folder that show life."""
     with contextlib.suppress(OSError):
         for place in folder.iterdir():
             with contextlib.suppress(OSError):
                 for token in place.iterdir():
-                    if time.time() - token.stat().st_mtime < TIMEOUT_S:
+                    if clock.since(token, token.stat().st_mtime) < TIMEOUT_S:
                         yield token.name
 
 
@@ -353,14 +358,6 @@ def _owner(token: str) -> str:
     """ "host pid" of a claim's token (see ``core.work.claims``)."""
     fields = token.split("~")
     return f"{fields[0]} {fields[2]}" if len(fields) > 2 else token
-
-
-def _age(path: Path) -> float | None:
-    """Seconds since a file was written; None without one."""
-    try:
-        return max(time.time() - path.stat().st_mtime, 0.0)
-    except OSError:
-        return None
 
 
 def _time_of(path: Path) -> float:

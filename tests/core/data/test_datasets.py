@@ -74,6 +74,23 @@ def test_views_of_a_large_photograph_are_those_of_its_reduced_jpeg(tmp_path: Pat
             np.testing.assert_allclose(ours, theirs, atol=0.02)
 
 
+def test_crops_of_a_panorama_are_not_enlarged_from_a_reduced_decode(tmp_path: Path) -> None:
+    """It has pixels enough for a reduction, but its crops are no higher than it is."""
+    stripes = 127 + 100 * np.sin(np.arange(200) * 2 * np.pi / 8)
+    rgb = np.tile(stripes.astype(np.uint8)[:, None, None], (1, 4000, 3))
+    (tmp_path / "train").mkdir()
+    for name in ("a.jpg", "b.png"):
+        Image.fromarray(rgb).save(tmp_path / "train" / name, quality=95)
+    views = MultiCrop((96,), (2,), (1.0,), (1.0,), distortion=0)
+    dataset = MultiCropDataset(list_images(tmp_path / "train"), views)
+    reduced, exact = (dataset.get(i, np.random.default_rng(0)) for i in range(2))
+    assert load_rgb(dataset.path(0), enough=views.enough).shape[0] == 50  # of 96 that are needed
+    for ours, theirs in zip(reduced[:2], exact[:2]):
+        assert abs(ours - theirs).mean() < 0.1 < theirs.std() / 5  # the stripes are still there
+    assert load_rgb(dataset.path(0), enough=1, shortest=50).shape == (50, 1000, 3)
+    assert load_rgb(dataset.path(0), enough=1, shortest=50.1).shape == (100, 2000, 3)
+
+
 @pytest.mark.parametrize(("enough", "height"), [(None, 200), (100.1, 200), (100, 100), (25, 25)])
 def test_a_jpeg_is_decoded_as_small_as_is_enough(
     enough: float | None, height: int, tmp_path: Path

@@ -249,6 +249,16 @@ def test_a_checkpoint_that_was_made_up_is_refused(tmp_path, name):
         loop.previous_run(_plan(tmp_path))
 
 
+def test_a_run_that_recorded_a_setting_in_an_earlier_form_goes_on(tmp_path):
+    _train(_plan(tmp_path))
+    now = {**_plan(tmp_path).settings, "arch": "by contents"}
+    known = _plan(tmp_path, settings=now, earlier_settings={"arch": "line"})
+    assert loop.previous_run(known) is not None
+    for earlier in ({}, {"arch": "curve"}):
+        with pytest.raises(UserError, match="arch was line, is by contents"):
+            loop.previous_run(_plan(tmp_path, settings=now, earlier_settings=earlier))
+
+
 def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(UserError) as caught:
         _train(_plan(tmp_path, options=EVERY_STEP), poison_at=4)

@@ -234,7 +234,7 @@ def test_a_process_that_cannot_be_seen_is_not_taken_for_dead(
         # As in another container on this host: the same boot, other process numbers.
         monkeypatch.setattr(module, "_machine", lambda: "another")
         (holder,) = (tmp_path / "n01%2Fa").iterdir()
-        assert not module._is_dead(holder.name)
+        assert not module.is_dead(holder.name)
         with Claims(tmp_path, LONG_S) as claims:
             assert not claims.claim("n01/a")
 
@@ -251,3 +251,23 @@ def test_what_the_dead_left_is_cleared_away(tmp_path: Path) -> None:
         other.close()
         assert [path.name for path in tmp_path.iterdir()] == ["b"], "a live claim stays"
     assert not tmp_path.exists()
+
+
+def test_an_owner_that_works_past_its_deadline_is_taken_over(tmp_path: Path) -> None:
+    """Its heartbeat is a thread, which lives on where the owner hangs."""
+    with Claims(tmp_path / "c", 0.5, deadline_s=0.3) as hung, Claims(tmp_path / "c", 0.5) as other:
+        assert hung.claim("a") and not other.claim("a")
+        end = time.monotonic() + 60
+        while not other.claim("a"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert not hung.still_mine("a")
+        hung.release("a")
+        assert other.still_mine("a"), "the late owner does no harm"
+
+
+def test_without_a_deadline_a_claim_is_kept(tmp_path: Path) -> None:
+    with Claims(tmp_path / "c", 0.5) as owner, Claims(tmp_path / "c", 0.5) as other:
+        assert owner.claim("a")
+        time.sleep(1.5)
+        assert not other.claim("a") and owner.still_mine("a")

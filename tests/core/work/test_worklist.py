@@ -250,6 +250,64 @@ print(*Worklist(Path(sys.argv[2]), {}).run(items, work, "stage").done)
 """
 
 
+HUNG = """
+import sys, time
+from pathlib import Path
+from core.data.imagenet_s import list_images
+from core.work.worklist import Worklist
+
+def work(item):
+    print("ready", flush=True)
+    while not (Path(sys.argv[2]) / "go").exists():
+        time.sleep(0.05)
+    return b"late"
+
+items = list_images(Path(sys.argv[1]))[:1]
+result = Worklist(Path(sys.argv[2]), {}).run(items, work, "stage", 1.0, image_timeout_s=0.5)
+print(*result.done, "end")
+"""
+
+
+def test_a_hung_owner_is_taken_over_and_its_late_result_does_no_harm(tmp_path, out, items):
+    with subprocess.Popen(
+        [sys.executable, "-c", HUNG, str(tmp_path / "images"), str(out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as hung:
+        assert hung.stdout is not None and hung.stdout.readline() == "ready\n"
+        worklist = Worklist(out, {})
+        assert worklist.run(items[:1], key_as_bytes, "stage", 1.0).done == ["cat/a"]
+        (out / "go").touch()
+        assert hung.stdout.readline() == "end\n" and hung.wait(timeout=60) == 0
+    assert worklist.path_of(items[0]).read_bytes() == b"cat/a"
+    assert list(Worklist(out, {}).finished(items)) == ["cat/a"]
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from core.data.imagenet_s import list_images
+from core.work.worklist import Worklist
+
+def work(item):
+    time.sleep(2)
+    return b"slow"
+
+items = list_images(Path(sys.argv[1]))[:1]
+print(*Worklist(Path(sys.argv[2]), {}).run(items, work, "stage", 0.5, image_timeout_s=0.5).done)
+"""
+
+
+def test_slow_processes_do_not_take_an_item_from_each_other_for_ever(tmp_path, out, items):
+    command = [sys.executable, "-c", SLOW, str(tmp_path / "images"), str(out)]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    done = [process.communicate(timeout=120)[0].strip() for process in processes]
+    assert sorted(done) == ["", "cat/a"]
+
+
 @pytest.mark.parametrize("array", [False, True])
 def test_processes_share_the_items(tmp_path, out, array):
     for index in range(20):

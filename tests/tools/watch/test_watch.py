@@ -105,6 +105,31 @@ def test_slow_steps_are_not_taken_for_a_stop(tmp_path: Path) -> None:
     assert only(RunState(tmp_path, PIPELINE)).state == STOPPED
 
 
+@pytest.mark.parametrize("ahead_s", [-7200.0, 7200.0])
+def test_the_clock_of_this_machine_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: float
+) -> None:
+    """Files are stamped by the file server's clock, which may differ from this machine's."""
+    log = train(tmp_path, 12)
+    data, run = tmp_path / "data", tmp_path / "work"
+    items = items_of(data, 3)
+    work = Worklist(RunFolder(run).predictions("test"), {"data": str(data)})
+    work.run(items[:1], lambda item: b"png", "test")
+    claims = Claims(run / "predictions" / "test" / ".ledger" / "claims")
+    assert claims.claim("1")
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + ahead_s)
+    training, labelling = only(RunState(tmp_path, PIPELINE)), only(RunState(run, PIPELINE, data))
+    assert (training.state, labelling.state) == (RUNNING, RUNNING)
+    assert training.silent_s is not None and training.silent_s < 60 and labelling.workers
+    old = clock() - 3600
+    os.utime(log, (old, old))
+    stopped = only(RunState(tmp_path, PIPELINE))
+    assert stopped.state == STOPPED
+    assert stopped.silent_s == pytest.approx(3600, abs=60)
+    claims.close()
+
+
 def items_of(data: Path, count: int) -> list[ImageItem]:
     folder = data / "test"
     folder.mkdir(parents=True)
