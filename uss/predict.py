@@ -17,6 +17,7 @@ from core import distributed
 from core.data.layout import open_layout
 from core.errors import UserError
 from core.pipeline.folders import VALIDATION
+from core.pipeline.origin import Chain
 from core.scoring.matching import read_match
 from core.work.worklist import Worklist
 from refine.label_split import AnyRefiner, label_split
@@ -25,15 +26,14 @@ from refine.segmenter import decisive_settings
 from refine.settings import Sections
 from refine.supervised import SupervisedRefiner
 from tools.evaluate.folder import evaluate
-from tools.submission import results
+from tools.submission import disclosure, results
 from tools.submission.archive import Method
 from tools.submission.results import Match
-from uss import paths
+from uss import origins, paths
 from uss.config import Config
 from uss.networks import segmenter_facts
 from uss.paths import RunFolder
 from uss.pipeline import PREDICT, SEGMENTER
-from uss.pseudo_labels import disclosed
 
 STAGE = PREDICT.command
 _WATCHED = functools.partial(SupervisedRefiner, stage=STAGE)
@@ -75,16 +75,17 @@ def run(
     elif match is None and results.has_masks(data, split):
         match_split = split
     archive = run.predictions(split).with_name(f"{split}.zip")
-    decisive = decisive_settings(path, config.predict)
+    decisive = {**decisive_settings(path, config.predict), "data": str(data)}
+    chain = origins.of_label_maps(PREDICT, path, run, decisive)
     with make_refiner(Setup(Sections.of(config), SEGMENTER.load, path)) as refiner:
-        job = _Job(data, run, refiner, decisive, facts.num_classes, archive)
+        job = _Job(data, run, refiner, decisive, chain, facts.num_classes, archive)
         if match_split == VALIDATION != split:
             match = job.predict(VALIDATION, None)
         match = job.predict(split, match)
     if distributed.is_main():
-        method = Method(network=facts.name, method="PASS, Jittor")
-        method = disclosed(method, path, run, match_split)
         folder = run.predictions(split)
+        method = Method(network=facts.name, method="PASS, Jittor")
+        method = origins.disclosed(method, chain, path, run, match_split)
         results.pack(folder, data, split, archive, match, facts.num_classes, method)
 
 
@@ -94,6 +95,7 @@ class _Job:
     run: RunFolder
     refiner: AnyRefiner
     decisive: dict[str, Any]  # settings that decide a label map
+    chain: Chain
     num_classes: int
     archive: Path
 
@@ -104,7 +106,8 @@ class _Job:
         """
         items = open_layout(self.data).images(split)
         folder = self.run.predictions(split)
-        work = Worklist(folder, {**self.decisive, "data": str(self.data)})
+        work = Worklist(folder, self.decisive)
+        disclosure.record(work, self.chain)
         outcome = label_split(work, items, self.refiner, STAGE, split, network_only=True)
         distributed.barrier()
         if not distributed.is_main():

@@ -22,10 +22,11 @@ from refine.segmenter import decisive_settings
 from refine.settings import Sections
 from refine.supervised import SupervisedRefiner
 from tools.evaluate.folder import labelled_images
-from tools.submission import results
+from tools.submission import disclosure, results
+from uss import origins
 from uss.config import Config
 from uss.networks import segmenter_facts
-from uss.pipeline import SEGMENTER
+from uss.pipeline import REFINE, SEGMENTER
 from uss.result_archive import Archive, RefinedRun
 
 
@@ -58,12 +59,15 @@ def run_refined(
     given = read_match(job.match_file, facts.num_classes) if job.match_file else None
     decisive = decisive_settings(job.pretrained, config.predict)
     masks = mask_source(config.masks, job.pretrained_sam).fingerprint
+    settings = {**decisive, "masks": masks, "refine": core_config.recorded(config.refine)}
+    chain = origins.of_label_maps(REFINE, job.pretrained, job.run, settings)
     work = Worklist(
         job.labels,
-        {**decisive, "masks": masks, "refine": core_config.recorded(config.refine)},
+        settings,
         also=[job.unrefined],
         keep_stale=job.keep_stale,
     )
+    disclosure.record(work, chain)
     setup = Setup(
         sections,
         SEGMENTER.load,
@@ -75,7 +79,7 @@ def run_refined(
     with make_refiner(setup, job.image_timeout_s) as refiner:
         outcome = label_split(work, items, refiner, STAGE, job.mode)
         checkpoint = decisive["checkpoint_sha256"]
-        archive = Archive(config, job, facts, checkpoint, given, work, outcome)
+        archive = Archive(config, job, facts, checkpoint, chain, given, work, outcome)
         try:
             archive.report_failures()
             archive.finish(refiner)

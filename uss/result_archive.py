@@ -16,6 +16,7 @@ from core.data.images import MAX_PIXELS
 from core.errors import UserError
 from core.files import json_or_empty, sha256_of, sha256_of_json, write_json
 from core.pipeline.folders import VALIDATION, ResultFolder
+from core.pipeline.origin import KEY, Chain, merged, plain
 from core.scoring.matching import match_text
 from core.work.worklist import Worklist
 from refine.label_split import AnyRefiner, Outcome
@@ -23,13 +24,13 @@ from refine.one_image import STAGE
 from refine.supervised import IMAGE_TIMEOUT_S
 from tools.evaluate.folder import evaluate
 from tools.evaluate.table import AFTER, BEFORE, EvaluationResult
-from tools.submission import results
+from tools.submission import disclosure, results
 from tools.submission.archive import Method, empty_prediction
 from tools.submission.results import Match
 from uss.config import Config
 from uss.networks import SegmenterFacts
+from uss.origins import disclosed
 from uss.paths import RunFolder
-from uss.pseudo_labels import disclosed
 
 _WAIT_S = 1.0
 
@@ -96,6 +97,7 @@ class Archive:
         job: RefinedRun,
         facts: SegmenterFacts,
         checkpoint_sha256: str,
+        chain: Chain,
         given: Match | None,
         work: Worklist,
         outcome: Outcome,
@@ -103,6 +105,10 @@ class Archive:
         self._config, self._job, self._facts = config, job, facts
         self._checkpoint_sha256, self._given = checkpoint_sha256, given
         self._work, self._outcome = work, outcome
+        if outcome.stale:  # kept from other settings, and so perhaps from other networks
+            every = disclosure.fingerprints(job.labels)
+            chain = merged(disclosure.chain_of_labels(job.labels, every), chain)
+        self._chain = chain
 
     def report_failures(self) -> None:
         """Write the report of failed images, or remove that of an earlier run.
@@ -141,7 +147,8 @@ class Archive:
         # Left over from another mode or settings, it could be taken for this run's.
         job.archive.unlink(missing_ok=True)
         match, match_split = self._match()
-        method = disclosed(self._method(), job.pretrained, job.run, match_split)
+        method = self._method()
+        method = disclosed(method, self._chain, job.pretrained, job.run, match_split)
         filled = {item.key: _fill(item, refiner) for item in self._missing()}
         results.pack(
             job.labels,
@@ -158,6 +165,8 @@ class Archive:
             "mode": job.mode,
             "images": len(outcome.items),
             "sha256": sha256_of(job.archive),
+            "segmenter": {"file": str(job.pretrained), "sha256": self._checkpoint_sha256},
+            KEY: plain(self._chain),
         }
         write_json(job.record, record)
 
@@ -177,6 +186,7 @@ class Archive:
             "match": match_text(kept[0]) if kept else None,
             "unmatched": job.unmatched,
             "method": asdict(job.method),
+            KEY: plain(self._chain),
         }
         return sha256_of_json(decisive)
 
@@ -232,11 +242,9 @@ class Archive:
         refined.
         """
         method, masks = replace(self._job.method, network=self._facts.name), self._config.masks
-        if masks.source == "sam":
-            return method
-        if method.method == Method.method:
-            method = replace(method, method=method.method.replace("SAM", "superpixel"))
-        return method.with_notes(f"masks: {masks.source}, not SAM")
+        by = "SAM" if masks.source == "sam" else "superpixel"
+        method = method.filled(method=f"PASS with {by} refinement, Jittor")
+        return method if by == "SAM" else method.with_notes(f"masks: {masks.source}, not SAM")
 
 
 def _fill(item: ImageItem, refiner: AnyRefiner) -> tuple[bytes, str]:

@@ -23,7 +23,7 @@ from tools.report.curves import (
     times,
     training_curves,
 )
-from tools.report.extras import Extras, LabelOrigin, ThresholdChoice
+from tools.report.extras import Extras, ThresholdChoice
 from tools.report.label_scores import (
     ImageSummary,
     Matches,
@@ -34,7 +34,14 @@ from tools.report.label_scores import (
     renamed,
     summarise_all,
 )
-from tools.report.provenance import Fact, Protocol, method_text, protocol, provenance
+from tools.report.provenance import (
+    Fact,
+    Protocol,
+    chain_of_results,
+    method_text,
+    protocol,
+    provenance,
+)
 from tools.report.refinement import RefinementFacts, StoredMasks, refinement_facts
 from tools.report.run_files import Request, RunFiles, find, names_of_classes, setting
 from tools.submission.results import MATCH
@@ -106,11 +113,12 @@ def collect(
     extras = _extras(sources)
     results = _read_results(sources, request, workers)
     refinement = results.refinement if results else RefinementFacts({}, {}, 0)
+    chain = chain_of_results(sources, refinement)
     content = PageData(
         title=sources.run.root.name,
         made=time.strftime("%Y-%m-%d %H:%M"),
-        protocol=protocol(sources, refinement, extras.origin),
-        provenance=provenance(sources, refinement),
+        protocol=protocol(sources, refinement, chain, extras.ground_truth),
+        provenance=provenance(sources, refinement, chain),
         notes=sources.notes,
         method=method_text(sources),
         curves=training_curves(sources.run, pipeline),
@@ -128,7 +136,7 @@ def _extras(sources: RunFiles) -> Extras:
     """What the pipeline says about the labels that the segmenter learnt from."""
     reference = sources.pipeline.report_extras
     if not reference:
-        return Extras(LabelOrigin("Labels: the pipeline says nothing about them.", None))
+        return Extras()
     return hook(reference)(sources.run, sources.settings)
 
 

@@ -1,0 +1,168 @@
+"""What is said about how label maps came about, in ``method.txt`` and in the report: told from
+their chain (``core.pipeline.origin``) alone, and "not known" where that does not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.files import json_or_empty, write_json
+from core.pipeline import origin
+from core.pipeline.origin import LABELS, NONE, SAM, UNKNOWN, Chain
+from core.work.ledger import LEDGER_FOLDER, SETTINGS_FILE
+from core.work.worklist import Worklist
+from tools.submission.archive import NOT_KNOWN, Method
+
+_SAM_WORDS = "SAM, which was trained on masks that people made"
+
+
+# Records of label maps ----------------------------------------------------------------------------
+
+
+def record(work: Worklist, chain: Chain) -> None:
+    """Keep the chain of all label maps of a worklist's settings, in its ledger.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = _record_path(work.folder, work.fingerprint)
+    content = {origin.KEY: origin.plain(chain)}
+    if json_or_empty(path) == content:
+        return
+    try:
+        write_json(path, content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; make room") from error
+
+
+def fingerprints(labels: Path) -> list[str]:
+    """Those of all settings that label maps of a folder were made under."""
+    found = (labels / LEDGER_FOLDER).glob(f"*/{SETTINGS_FILE}")
+    return sorted(path.parent.name for path in found)
+
+
+def chain_of_labels(
+    labels: Path, used: Iterable[str], segmenters: Mapping[str, Chain] | None = None
+) -> Chain:
+    """The chain of label maps that were made under settings with these fingerprints.
+
+    Args:
+        labels: their folder.
+        used: none of them: nothing is known.
+        segmenters: chains of checkpoints by SHA-256, for label maps without a record, whose
+            settings state their checkpoint and masks.
+    """
+    chains = [_chain_under(labels, name, segmenters or {}) for name in used]
+    return origin.merged(*chains) or [origin.unrecorded(f"label maps in {labels.name}")]
+
+
+def _chain_under(labels: Path, name: str, segmenters: Mapping[str, Chain]) -> Chain:
+    stated = json_or_empty(_record_path(labels, name)).get(origin.KEY)
+    if stated is not None:
+        return origin.parsed(stated, f"label maps in {labels.name}")
+    settings = json_or_empty(labels / LEDGER_FOLDER / name / SETTINGS_FILE)
+    digest = str(settings.get("checkpoint_sha256"))
+    chain = segmenters.get(digest) or [origin.unrecorded("segmenter", digest)]
+    return origin.merged(chain, [refinement_link("refinement", settings)])
+
+
+def refinement_link(stage: str, settings: Mapping[str, Any]) -> origin.Link:
+    """The link of label maps from the settings of their ledger: which masks had a part in them."""
+    supervision, masks = origin.masks_made_by(settings.get("masks"))
+    return origin.Link(stage, supervision, masks=masks)
+
+
+def _record_path(labels: Path, fingerprint: str) -> Path:
+    return labels / LEDGER_FOLDER / fingerprint / origin.RECORD
+
+
+# In words -----------------------------------------------------------------------------------------
+
+
+def headline(chain: Chain) -> str:
+    """What kind of result it is: fully unsupervised only where every link says so."""
+    found = origin.supervisions(chain)
+    unknown = "; the rest is not known" if UNKNOWN in found else ""
+    if {SAM, LABELS} <= found:
+        return f"With labels that people gave and with {_SAM_WORDS}: not unsupervised{unknown}"
+    if SAM in found:
+        return f"With {_SAM_WORDS}: not fully unsupervised{unknown}"
+    if LABELS in found:
+        return f"With labels that people gave: not unsupervised{unknown}"
+    if origin.is_unsupervised(chain):
+        return "Fully unsupervised: neither SAM nor another network trained on people’s labels"
+    return f"Not known: no record says what {_names(origin.unknown_links(chain))} learnt from"
+
+
+def training_scheme(chain: Chain) -> str:
+    """For ``method.txt``."""
+    found = origin.supervisions(chain)
+    parts = []
+    if LABELS in found:
+        parts.append("supervised by labels that people gave")
+    elif UNKNOWN not in found:
+        parts.append("unsupervised")
+    if SAM in found:
+        parts.append(f"with masks of {_SAM_WORDS}")
+    if UNKNOWN in found:
+        parts.append(f"not known of {_names(origin.unknown_links(chain))}")
+    return ", ".join(parts)
+
+
+def training_data(chain: Chain) -> str:
+    """For ``method.txt``: the images that the stages learnt from, and whose labels."""
+    images = list(dict.fromkeys(link.learnt_from for link in chain if link.learnt_from))
+    found = origin.supervisions(chain)
+    if images and LABELS not in found:
+        images[-1] += ", no labels"
+    labels = ["labels: " + _names([x for x in chain if x.supervision == LABELS])]
+    unknown = origin.unknown_links(chain)
+    parts = [*images, *(labels if LABELS in found else [])]
+    if SAM in found:
+        parts.append("masks of SAM, with its own training data")
+    if not parts:
+        return NOT_KNOWN
+    return "; ".join([*parts, *([f"{NOT_KNOWN} of {_names(unknown)}"] if unknown else [])])
+
+
+def notes(chain: Chain) -> list[str]:
+    """What the stages say must be known, each once."""
+    return list(dict.fromkeys(note for link in chain for note in link.notes))
+
+
+def ground_truth(chain: Chain) -> list[str]:
+    """What ground-truth masks chose, each once."""
+    return list(dict.fromkeys(choice for link in chain for choice in link.ground_truth))
+
+
+def steps(chain: Chain) -> str:
+    """The stages in order, a word each."""
+    names = (x.name + (f" ({x.masks['source']})" if "source" in x.masks else "") for x in chain)
+    return ", ".join(names)
+
+
+def completed(method: Method, chain: Chain) -> Method:
+    """``method`` with what its chain says where the user has said nothing."""
+    return method.filled(train_data=training_data(chain), train_scheme=training_scheme(chain))
+
+
+def inputs(link: origin.Link) -> str:
+    """The files that a link states, with the first digits of their checksums."""
+    return ", ".join(f"{name} (sha256 {sha256[:12]})" for name, sha256 in link.inputs)
+
+
+def _names(links: Iterable[origin.Link]) -> str:
+    names = list(dict.fromkeys(link.name for link in links))
+    return ", ".join(names) if names else "anything"
+
+
+def masks_words(masks: Mapping[str, str]) -> str:
+    """What made masks, in words, of a link's ``masks``: "SAM (vit_t, sha256 ec60c0cdc1e6)"."""
+    source = masks.get("source", NONE)
+    if source == SAM:
+        return f"SAM ({masks.get('model')}, sha256 {masks.get('sha256', '')[:12]})"
+    words = {NONE: "no masks", UNKNOWN: "masks of unknown origin"}
+    return words.get(source, f"{source}, not SAM")
