@@ -2,7 +2,7 @@
 
 A chain (``core.pipeline.origin``) is kept by checkpoints themselves. Clusters and pseudo labels
 have an ``origin.json`` in their folder instead, and label maps one in their ledger
-(``tools.submission.disclosure``).
+(``core.pipeline.label_origin``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from core.data.items import ImageItem
 from core.errors import UserError
 from core.files import json_or_empty, read_json, sha256_of, sha256_of_json
-from core.pipeline import origin
+from core.pipeline import label_origin, origin
 from core.pipeline.folders import TRAIN
 from core.pipeline.stage import Stage
 from core.work.ledger import SETTINGS_FILE
@@ -108,11 +108,12 @@ class LabelsMade:
     ) -> origin.Chain:
         """Of the labels of a split; ``settings`` is a checksum of what else decides them."""
         supervision, made_by = origin.masks_made_by(self._masks)
+        learnt_from = origin.images_of(self._data, split, images) if split == TRAIN else ""
         link = origin.Link(
             PSEUDO_LABELS.command,
             supervision,
             settings,
-            learnt_from=origin.images_of(self._data, split, images),
+            learnt_from=learnt_from,
             masks=made_by,
             notes=(f"pseudo labels: {label_support(self._support)}",),
             ground_truth=ground_truth,
@@ -229,7 +230,7 @@ def of_label_maps(
     stage: Stage, segmenter: Path, run: RunFolder, settings: Mapping[str, Any]
 ) -> origin.Chain:
     """The chain of label maps that ``segmenter`` makes under settings as their ledger has them."""
-    link = disclosure.refinement_link(stage.command, settings)
+    link = label_origin.refinement_link(stage.command, settings)
     link = replace(link, settings=sha256_of_json(settings))
     return origin.made_from(link, [origin.source_of(segmenter, run.root)])
 

@@ -16,6 +16,7 @@ from core import config as core_config
 from core import distributed
 from core.data.layout import open_layout
 from core.errors import UserError
+from core.pipeline import label_origin
 from core.pipeline.folders import VALIDATION
 from core.pipeline.origin import Chain
 from core.scoring.matching import read_match
@@ -26,7 +27,7 @@ from refine.segmenter import decisive_settings
 from refine.settings import Sections
 from refine.supervised import SupervisedRefiner
 from tools.evaluate.folder import evaluate
-from tools.submission import disclosure, results
+from tools.submission import results
 from tools.submission.archive import Method
 from tools.submission.results import Match
 from uss import origins, paths
@@ -107,7 +108,7 @@ class _Job:
         items = open_layout(self.data).images(split)
         folder = self.run.predictions(split)
         work = Worklist(folder, self.decisive)
-        disclosure.record(work, self.chain)
+        label_origin.record(work, self.chain)
         outcome = label_split(work, items, self.refiner, STAGE, split, network_only=True)
         distributed.barrier()
         if not distributed.is_main():

@@ -13,6 +13,7 @@ from typing import Any
 from core import config as core_config
 from core.data.layout import open_layout
 from core.errors import UserError
+from core.pipeline import label_origin
 from core.scoring.matching import read_match
 from core.work.worklist import Worklist
 from refine.label_split import label_split
@@ -22,7 +23,7 @@ from refine.segmenter import decisive_settings
 from refine.settings import Sections
 from refine.supervised import SupervisedRefiner
 from tools.evaluate.folder import labelled_images
-from tools.submission import disclosure, results
+from tools.submission import results
 from uss import origins
 from uss.config import Config
 from uss.networks import segmenter_facts
@@ -67,7 +68,7 @@ def run_refined(
         also=[job.unrefined],
         keep_stale=job.keep_stale,
     )
-    disclosure.record(work, chain)
+    label_origin.record(work, chain)
     setup = Setup(
         sections,
         SEGMENTER.load,

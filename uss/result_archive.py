@@ -15,6 +15,7 @@ from core.data.imagenet_s import ImageItem
 from core.data.images import MAX_PIXELS
 from core.errors import UserError
 from core.files import json_or_empty, sha256_of, sha256_of_json, write_json
+from core.pipeline import label_origin
 from core.pipeline.folders import VALIDATION, ResultFolder
 from core.pipeline.origin import KEY, Chain, merged, plain
 from core.scoring.matching import match_text
@@ -24,7 +25,7 @@ from refine.one_image import STAGE
 from refine.supervised import IMAGE_TIMEOUT_S
 from tools.evaluate.folder import evaluate
 from tools.evaluate.table import AFTER, BEFORE, EvaluationResult
-from tools.submission import disclosure, results
+from tools.submission import results
 from tools.submission.archive import Method, empty_prediction
 from tools.submission.results import Match
 from uss.config import Config
@@ -106,8 +107,8 @@ class Archive:
         self._checkpoint_sha256, self._given = checkpoint_sha256, given
         self._work, self._outcome = work, outcome
         if outcome.stale:  # kept from other settings, and so perhaps from other networks
-            every = disclosure.fingerprints(job.labels)
-            chain = merged(disclosure.chain_of_labels(job.labels, every), chain)
+            every = label_origin.fingerprints(job.labels)
+            chain = merged(label_origin.chain_of_labels(job.labels, every), chain)
         self._chain = chain
 
     def report_failures(self) -> None:

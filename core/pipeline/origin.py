@@ -118,6 +118,12 @@ def seeds(chain: Iterable[Link]) -> list[int]:
     return sorted({link.seed for link in chain if link.seed is not None})
 
 
+def seed_words(chain: Iterable[Link]) -> str:
+    """Which seeds a score comes from: it is of one run, and says nothing about a spread."""
+    found = ", ".join(map(str, seeds(chain)))
+    return f"one run, seed {found or 'not known'}: no mean and no spread over seeds"
+
+
 # Making one ---------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from core.data.label_maps import require_class_count
 from core.errors import UserError
 from core.files import json_or_empty
 from core.pipeline.folders import ResultFolder
+from core.pipeline.origin import seed_words
 from core.pipeline.stage import Pipeline, hook
 from core.scoring.metrics import Scores
 from core.text import named
@@ -72,7 +73,10 @@ class PageData:
     curves: list[TrainingCurve]
     threshold: ThresholdChoice | None
     times: dict[str, float]
+    split: str | None = None
+    seeds: str = ""  # in words
     matched: str = ""
+    matched_here: bool = False  # on the masks that judge
     scores: dict[str, Scores] = field(default_factory=dict)  # "before", "after"
     classes: list[ClassRow] = field(default_factory=list)  # background first
     confusion: np.ndarray | None = None  # see tools.report.label_scores.Judgement
@@ -117,6 +121,8 @@ def collect(
     content = PageData(
         title=sources.run.root.name,
         made=time.strftime("%Y-%m-%d %H:%M"),
+        split=sources.split,
+        seeds=seed_words(chain),
         protocol=protocol(sources, refinement, chain, extras.ground_truth),
         provenance=provenance(sources, refinement, chain),
         notes=sources.notes,
@@ -199,6 +205,7 @@ def _add_results(content: PageData, sources: RunFiles, results: _Results) -> Non
     content.images = len(results.items)
     content.refined = sources.before is not None
     content.matched = results.matched.origin
+    content.matched_here = results.matched.split == sources.split
     content.refinement = results.refinement
     judgement = results.judgement
     if judgement is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.files import BROKEN_ZIP, json_or_empty
-from core.pipeline import origin
+from core.pipeline import label_origin, origin
 from core.pipeline.folders import CHECKPOINT, ResultFolder
 from tools.report.refinement import RefinementFacts
 from tools.report.run_files import RunFiles, setting, short
@@ -50,8 +50,8 @@ def chain_of_results(sources: RunFiles, refinement: RefinementFacts) -> origin.C
     if sources.after is None:
         return origin.merged(*own.values()) or [origin.unrecorded("the run")]
     looked_at = bool(refinement.images or refinement.unrecorded)
-    used = refinement.used if looked_at else disclosure.fingerprints(sources.after)
-    chain = disclosure.chain_of_labels(sources.after, used, own)
+    used = refinement.used if looked_at else label_origin.fingerprints(sources.after)
+    chain = label_origin.chain_of_labels(sources.after, used, own)
     if refinement.unrecorded and used:
         chain = [*chain, origin.unrecorded(f"{refinement.unrecorded} label maps without a record")]
     return chain
@@ -79,14 +79,6 @@ def protocol(
     return Protocol(disclosure.headline(chain), [*facts, f"Ground truth: {words}."])
 
 
-def seeds_words(chain: origin.Chain) -> str:
-    """Which seeds a score comes from: it is of one run, whose spread over seeds is not known."""
-    seeds = origin.seeds(chain)
-    if not seeds:
-        return "one run, seed not known"
-    return f"one run, seed {', '.join(map(str, seeds))}; no mean or spread over seeds"
-
-
 def provenance(sources: RunFiles, refinement: RefinementFacts, chain: origin.Chain) -> list[Fact]:
     """Files and settings that decide the result, and what they are."""
     settings, ledger = sources.settings, refinement.settings
@@ -100,6 +92,7 @@ def provenance(sources: RunFiles, refinement: RefinementFacts, chain: origin.Cha
         ("trunk of the segmenter", setting(settings, "arch")),
         ("segmenter, sha256", short(checkpoint) if checkpoint else None),
         ("seed", setting(settings, "seed")),
+        ("runs and seeds", origin.seed_words(chain)),
         ("learnt from", disclosure.training_data(chain)),
         ("masks of refinement", mask_words(ledger["masks"]) if "masks" in ledger else None),
         ("settings of masks", _listed(setting(ledger, "masks.generator"))),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core import log
 from core.data.layout import class_count, open_layout
+from core.pipeline import label_origin
 from core.pipeline.stage import Pipeline
 from core.scoring.matching import read_match
 from core.text import named
@@ -22,13 +23,7 @@ from tools.submission.archive import (
     method_from,
 )
 from tools.submission.check import inspect_zip
-from tools.submission.disclosure import (
-    chain_of_labels,
-    completed,
-    fingerprints,
-    ground_truth,
-    notes,
-)
+from tools.submission.disclosure import completed, ground_truth, notes
 
 
 def build_parser(pipeline: Pipeline) -> argparse.ArgumentParser:
@@ -73,7 +68,8 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
 
 def _build(args: argparse.Namespace, num_classes: int) -> int:
     items = open_layout(args.data).images(args.split)
-    chain = chain_of_labels(args.predictions, fingerprints(args.predictions))
+    used = label_origin.fingerprints(args.predictions)
+    chain = label_origin.chain_of_labels(args.predictions, used)
     method = completed(method_from(args, args.network), chain)
     method = method.with_notes(*notes(chain), *ground_truth(chain))
     substitutes = {}
