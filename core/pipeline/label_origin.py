@@ -58,7 +58,7 @@ def _chain_under(labels: Path, name: str, segmenters: Mapping[str, Chain]) -> Ch
     if stated is not None:
         return origin.parsed(stated, f"label maps in {labels.name}")
     settings = json_or_empty(labels / LEDGER_FOLDER / name / SETTINGS_FILE)
-    digest = str(settings.get("checkpoint_sha256"))
+    digest = str(settings.get("checkpoint_sha256", ""))
     chain = segmenters.get(digest) or [origin.unrecorded("segmenter", digest)]
     return origin.merged(chain, [refinement_link("refinement", settings)])
 

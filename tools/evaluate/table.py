@@ -100,9 +100,9 @@ def format_curve(points: Sequence[CurvePoint], split: str, matched_here: bool) -
     lines = ["threshold    mIoU"]
     lines += [f"{point.threshold:9.2f} {_percent(point.miou):>7}" for point in points]
     lines.append(
-        f"best threshold {best.threshold:.2f} with mIoU {_percent(best.miou)} of {split}, chosen by "
-        f"the same masks that judge (background everywhere {_percent(best.background_miou)}); match "
-        f"{match_words(matched_here)}"
+        f"best threshold {best.threshold:.2f} with mIoU {_percent(best.miou)} of {split}, chosen "
+        f"by the same masks that judge (background everywhere {_percent(best.background_miou)}); "
+        f"match {match_words(matched_here)}"
     )
     return "\n".join(lines)
 
