@@ -25,11 +25,12 @@ from core.data.label_maps import IGNORE, png_of_label
 from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import sha256_of
+from core.pipeline import label_origin, origin
 from core.scoring.matching import identity_match
 from core.work.worklist import Worklist
 from tools.evaluate.folder import evaluate, labelled_images
 from tools.submission import results
-from uss import paths
+from uss import origins, paths
 from uss.config import Config
 from uss.networks import arch_of
 from uss.paths import RunFolder
@@ -59,15 +60,15 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
     log.info(STAGE, f"{len(labels)} labelled regions of {len(examples)} images")
     folder = run.distance_matching(config.arch, split)
     sha256 = sha256_of(checkpoint)
-    work = Worklist(
-        folder,
-        {
-            "distance_matching": settings,
-            "checkpoint_sha256": sha256,
-            "data": str(data),
-            "examples": len(examples),
-        },
-    )
+    decisive = {
+        "distance_matching": settings,
+        "checkpoint_sha256": sha256,
+        "data": str(data),
+        "examples": len(examples),
+    }
+    work = Worklist(folder, decisive)
+    chain = origins.of_label_maps(DISTANCE_MATCHING, checkpoint, run, decisive, origin.LABELS)
+    label_origin.record(work, chain)
     size = config.num_classes + 1
 
     def predict(item: ImageItem) -> bytes:

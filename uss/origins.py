@@ -227,19 +227,38 @@ def label_support(masks: str | None) -> str:
 
 
 def of_label_maps(
-    stage: Stage, segmenter: Path, run: RunFolder, settings: Mapping[str, Any]
+    stage: Stage,
+    segmenter: Path,
+    run: RunFolder,
+    settings: Mapping[str, Any],
+    supervision: str | None = None,
 ) -> origin.Chain:
-    """The chain of label maps that ``segmenter`` makes under settings as their ledger has them."""
+    """The chain of label maps that ``segmenter`` makes under settings as their ledger has them.
+
+    Args:
+        supervision: what people's knowledge enters here; None: that of the masks in ``settings``.
+    """
     link = label_origin.refinement_link(stage.command, settings)
     link = replace(link, settings=sha256_of_json(settings))
+    if supervision is not None:
+        link = replace(link, supervision=supervision)
     return origin.made_from(link, [origin.source_of(segmenter, run.root)])
 
 
 def disclosed(
-    method: Method, chain: origin.Chain, segmenter: Path, run: RunFolder, match_split: str | None
+    method: Method,
+    chain: origin.Chain,
+    segmenter: Path,
+    run: RunFolder,
+    match_split: str | None,
+    match_given: bool = False,
 ) -> Method:
     """``method`` with what the chain of the label maps says where the user has said nothing, and
     with notes of what made them and of what ground-truth masks decided on the way.
+
+    Args:
+        match_split: split whose masks named the clusters; None where they did not.
+        match_given: a match that the user gave names them.
     """
     notes, decided = disclosure.notes(chain), disclosure.ground_truth(chain)
     if segmenter.is_relative_to(run.root) and chain[0].stage == origin.FILE:
@@ -247,6 +266,8 @@ def disclosed(
         notes += filter(None, [_made_labels(run.threshold)])
         decided += filter(None, [chosen_by_masks(run.threshold, None)])
     decided += filter(None, [matched_by(match_split)])
+    if match_given:
+        notes.append("clusters are named by a match that was given, found in a way not known here")
     used = [f"label maps by {disclosure.inputs(chain[-1])}"]
     all_notes = dict.fromkeys([*used, *notes, *filter(None, ["; ".join(dict.fromkeys(decided))])])
     return disclosure.completed(method, chain).with_notes(*all_notes)

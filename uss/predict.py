@@ -86,7 +86,7 @@ def run(
     if distributed.is_main():
         folder = run.predictions(split)
         method = Method(network=facts.name, method="PASS, Jittor")
-        method = origins.disclosed(method, chain, path, run, match_split)
+        method = origins.disclosed(method, chain, path, run, match_split, match_file is not None)
         results.pack(folder, data, split, archive, match, facts.num_classes, method)
 
 

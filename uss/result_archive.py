@@ -148,8 +148,9 @@ class Archive:
         # Left over from another mode or settings, it could be taken for this run's.
         job.archive.unlink(missing_ok=True)
         match, match_split = self._match()
-        method = self._method()
-        method = disclosed(method, self._chain, job.pretrained, job.run, match_split)
+        given = self._given is not None and match is not None
+        method, used = self._method(), (job.pretrained, job.run)
+        method = disclosed(method, self._chain, *used, match_split, given)
         filled = {item.key: _fill(item, refiner) for item in self._missing()}
         results.pack(
             job.labels,
