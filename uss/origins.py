@@ -261,14 +261,15 @@ def disclosed(
         match_given: a match that the user gave names them.
     """
     notes, decided = disclosure.notes(chain), disclosure.ground_truth(chain)
-    if segmenter.is_relative_to(run.root) and chain[0].stage == origin.FILE:
+    unrecorded = len(chain) == 2 and chain[0].stage == origin.FILE  # and its label maps
+    if unrecorded and segmenter.is_relative_to(run.root):
         # Made by an earlier version: no more is known than what its run folder states.
         notes += filter(None, [_made_labels(run.threshold)])
         decided += filter(None, [chosen_by_masks(run.threshold, None)])
     decided += filter(None, [matched_by(match_split)])
-    if match_given:
-        notes.append("clusters are named by a match that was given, found in a way not known here")
     used = [f"label maps by {disclosure.inputs(chain[-1])}"]
+    if match_given:
+        used.append("clusters are named by a match that was given, found in a way not known here")
     all_notes = dict.fromkeys([*used, *notes, *filter(None, ["; ".join(dict.fromkeys(decided))])])
     return disclosure.completed(method, chain).with_notes(*all_notes)
 
