@@ -60,15 +60,15 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
     log.info(STAGE, f"{len(labels)} labelled regions of {len(examples)} images")
     folder = run.distance_matching(config.arch, split)
     sha256 = sha256_of(checkpoint)
-    decisive = {
-        "distance_matching": settings,
-        "checkpoint_sha256": sha256,
-        "data": str(data),
-        "examples": len(examples),
-    }
-    work = Worklist(folder, decisive)
-    chain = origins.of_label_maps(DISTANCE_MATCHING, checkpoint, run, decisive, origin.LABELS)
-    label_origin.record(work, chain)
+    work = Worklist(
+        folder,
+        {
+            "distance_matching": settings,
+            "checkpoint_sha256": sha256,
+            "data": str(data),
+            "examples": len(examples),
+        },
+    )
     size = config.num_classes + 1
 
     def predict(item: ImageItem) -> bytes:
@@ -83,6 +83,9 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
     distributed.barrier()
     if distributed.is_main():
         results.require_finished(work, items)
+        made = {"ledger": work.fingerprint}
+        chain = origins.of_label_maps(DISTANCE_MATCHING, checkpoint, run, made, origin.LABELS)
+        label_origin.record(work, chain)
         if results.has_masks(data, split):
             match = identity_match(config.num_classes)
             result = evaluate(folder, data, split, config.num_classes, match)
