@@ -20,13 +20,13 @@ import core.packages  # noqa: F401  (first: it ends where packages are missing)
 from core import config as core_config
 from core.data.images import MAX_PIXELS
 from core.errors import UserError, main_guard
-from core.pipeline.folders import CHECKPOINT, RUNS, WEIGHTS
+from core.pipeline.folders import CHECKPOINT, RUNS
 from core.pipeline.presets import preset_or_trained
 from core.pipeline.times import record_time
 from tools import flags
 from tools.submission.archive import add_method_arguments, method_from
 from uss.config import Config
-from uss.paths import DEFAULT_DATA, PUBLISHED_SEGMENTER, RunFolder
+from uss.paths import DEFAULT_DATA, RunFolder, segmenter_input
 from uss.pipeline import PIPELINE, REFINE
 from uss.predict_refined import run_refined
 from uss.presets import PRESETS
@@ -37,8 +37,8 @@ from uss.result_archive import RefinedRun
 def main(arguments: list[str]) -> int:
     """Run on the command line's arguments; returns the exit code."""
     options = _parser().parse_args(arguments)
-    run = RunFolder(_run_folder(options).absolute())
-    pretrained = _segmenter(options, run)
+    run = RunFolder(_run_folder(options).absolute(), given_checkpoint=options.pretrained)
+    pretrained = segmenter_input(run).absolute()
     job = RefinedRun(
         data_path=options.data.absolute(),
         mode=options.split,
@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     add(*data, dest="data", type=Path, default=DEFAULT_DATA, help="data set folder")
     result = "where results go (./result)"
     add(*flags.RESULT[::-1], dest="result", type=Path, default=Path("./result"), help=result)
-    add("--pretrained", type=Path, help="segmenter (weights/checkpoint.pth.tar, or the run's own)")
+    segmenter = "segmenter (the run's own, else weights/checkpoint.pth.tar)"
+    add("--pretrained", type=Path, help=segmenter)
     add("--pretrained_sam", type=Path, help="SAM weights (those in weights/ or fetched)")
     match = "match.json to use (the one found on validation)"
     add(*flags.MATCH_FILE[::-1], dest="match_file", type=Path, help=match)
@@ -109,29 +110,13 @@ def _run_folder(options: argparse.Namespace) -> Path:
     if options.preset:
         return RUNS / options.preset
     found = sorted(path.parent.parent for path in RUNS.glob(f"*/segmenter/{CHECKPOINT}"))
-    asked = options.pretrained or (WEIGHTS / PUBLISHED_SEGMENTER).is_file()
-    if len(found) > 1 and not asked:
+    if len(found) > 1 and options.pretrained is None:
         names = ", ".join(path.name for path in found)
         raise UserError(
-            f"several runs have a segmenter ({names}); choose one with --run or --preset"
+            f"several runs have a segmenter ({names}); choose one with --run or --preset, or name "
+            "a file with --pretrained"
         )
     return found[0] if len(found) == 1 else RUNS / Config().preset
-
-
-def _segmenter(options: argparse.Namespace, run: RunFolder) -> Path:
-    """--pretrained, else the published checkpoint, else the run's own."""
-    own, published = run.segmenter / CHECKPOINT, WEIGHTS / PUBLISHED_SEGMENTER
-    # A run that was asked for by name comes before the published file.
-    first, second = (own, published) if options.run or options.preset else (published, own)
-    for path in (options.pretrained,) if options.pretrained else (first, second):
-        if path.is_file():
-            return path.absolute()
-    if options.pretrained:
-        raise UserError(f"--pretrained {options.pretrained} does not exist")
-    raise UserError(
-        f"no segmenter: neither {published} nor {own} exists; "
-        "run train_1.sh to train_4.sh or give --pretrained"
-    )
 
 
 def _config(options: argparse.Namespace, pretrained: Path) -> Config:

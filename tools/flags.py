@@ -41,6 +41,7 @@ class Parser(argparse.ArgumentParser):
         text = message.removeprefix("argument ").replace(": must be ", " must be ", 1)
         raise UserError(f"{text}; see {self.prog} --help")
 
+
 #: Further arguments of ``add_argument`` for :data:`IMAGE_TIMEOUT`.
 IMAGE_TIMEOUT_OPTIONS = {
     "type": number(float, seconds(_LONGEST_S)),

@@ -14,7 +14,7 @@ from core.pipeline.times import stage_seconds
 from core.scoring.matching import apply_match, read_match
 from tools import flags
 from tools.evaluate.table import AFTER, BEFORE
-from tools.submission.results import MATCH, read_evaluation
+from tools.submission.results import MATCH, baseline_lines, read_evaluation
 
 _ROWS = 6
 _SHEET = "sheet.png"
@@ -35,6 +35,8 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
     scores = read_evaluation(options.result, VALIDATION, BEFORE, AFTER)
     for name in (BEFORE, AFTER):
         print(f"validation mIoU {name.replace('_', ' ')}: {100 * scores[name]['miou']:.2f} %")
+    for line in baseline_lines(scores):
+        print(line)
     sheet = write_sheet(options.data, options.result, len(scores[AFTER]["iou"]) - 1)
     print(f"pictures: {sheet}\narchive:  {ResultFolder(options.result).archive}")
     return 0

@@ -18,6 +18,7 @@ distance_matching    scores a trunk by its nearest labelled regions
 views                the crops that self-supervised training compares
 objectives           the losses of the self-supervised stages
 networks             networks of finished stages, from their checkpoints
+origins              where clusters and labels come from: records, and what they say
 mask_labels          labels averaged over masks, on a small grid
 attention_maps       attention of images, for report and pictures
 """

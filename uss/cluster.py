@@ -24,7 +24,7 @@ from core.files import atomic_write, read_json, sha256_of, write_json
 from core.kmeans import assign, kmeans, unit_rows
 from core.scoring.matching import match_single_labels
 from core.work.ledger import SETTINGS_FILE
-from uss import paths
+from uss import origins, paths
 from uss.config import Config
 from uss.networks import load_pixel_attention
 from uss.paths import CENTROIDS, RunFolder
@@ -67,6 +67,7 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
         log.info(STAGE, f"already finished with these settings: {folder}")
     else:
         _cluster(config, checkpoint, splits, folder)
+        origins.record_clustering(run, config, data, checkpoint, settings)
         write_json(folder / SETTINGS_FILE, settings)
 
 

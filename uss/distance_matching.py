@@ -25,11 +25,12 @@ from core.data.label_maps import IGNORE, png_of_label
 from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import sha256_of
+from core.pipeline import label_origin, origin
 from core.scoring.matching import identity_match
 from core.work.worklist import Worklist
 from tools.evaluate.folder import evaluate, labelled_images
 from tools.submission import results
-from uss import paths
+from uss import origins, paths
 from uss.config import Config
 from uss.networks import arch_of
 from uss.paths import RunFolder
@@ -82,6 +83,9 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
     distributed.barrier()
     if distributed.is_main():
         results.require_finished(work, items)
+        made = {"ledger": work.fingerprint}
+        chain = origins.of_label_maps(DISTANCE_MATCHING, checkpoint, run, made, origin.LABELS)
+        label_origin.record(work, chain)
         if results.has_masks(data, split):
             match = identity_match(config.num_classes)
             result = evaluate(folder, data, split, config.num_classes, match)

@@ -23,6 +23,7 @@ from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import read_json
 from core.nn.layers import cross_entropy, resize_bilinear
+from core.pipeline import origin
 from core.pipeline.folders import TRAIN
 from core.runtime import jt
 from core.training.loop import Task
@@ -32,7 +33,7 @@ from core.training.schedules import cosine
 from core.training.stage import Training, check, check_crops, source_fact, train, trainable
 from models.pass_net import PlainSegmenter
 from models.upernet import UPerNet
-from uss import paths
+from uss import origins, paths
 from uss.config import HEADS, Config
 from uss.paths import RunFolder
 from uss.pipeline import FINETUNE
@@ -74,6 +75,9 @@ def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUA
         rate=cosine(settings.base_lr, settings.final_lr),
         dataset=dataset,
         task=lambda: FinetuneTask(build(config, source), config, labels),
+        sources=lambda: [origin.source_of(source, out.root), origins.of_labels(out, items)],
+        supervision=origin.NONE,
+        learnt_from=origin.images_of(data, TRAIN, len(items)),
     )
     train(FINETUNE, config, out.segmenter, options, training)
 

@@ -10,6 +10,7 @@ from core.checkpoints.torch_reader import state_dict_of
 from core.data.imagenet_s import anonymous_order
 from core.data.items import ImageItem
 from core.data.layout import open_layout
+from core.pipeline import origin
 from core.pipeline.folders import TRAIN
 from core.runtime import jt
 from core.training.options import USUAL_OPTIONS, TrainOptions
@@ -52,6 +53,9 @@ def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUA
         facts=source_fact(PIXEL_ATTENTION, source, out.root, config.pretrain.epochs),
         dataset=lambda: MultiCropDataset(items, multi_crop(settings)),
         task=lambda: PixelAttentionTask(build(config, source), config),
+        sources=lambda: [origin.source_of(source, out.root)],
+        supervision=origin.NONE,
+        learnt_from=origin.images_of(data, TRAIN, len(items)),
     )
     train(PIXEL_ATTENTION, config, out.pixel_attention(config.arch), options, training)
 

@@ -16,7 +16,9 @@ from core import config as core_config
 from core import distributed
 from core.data.layout import open_layout
 from core.errors import UserError
+from core.pipeline import label_origin
 from core.pipeline.folders import VALIDATION
+from core.pipeline.origin import Chain
 from core.scoring.matching import read_match
 from core.work.claims import IMAGE_TIMEOUT_S
 from core.work.worklist import Worklist
@@ -29,12 +31,11 @@ from tools.evaluate.folder import evaluate
 from tools.submission import results
 from tools.submission.archive import Method
 from tools.submission.results import Match
-from uss import paths
+from uss import origins, paths
 from uss.config import Config
 from uss.networks import segmenter_facts
 from uss.paths import RunFolder
 from uss.pipeline import PREDICT, SEGMENTER
-from uss.pseudo_labels import disclosed
 
 STAGE = PREDICT.command
 _AUTO = ("testB", "testA", "test", VALIDATION)  # "auto" takes the first that there is
@@ -80,20 +81,21 @@ def run(
     elif match is None and results.has_masks(data, split):
         match_split = split
     archive = run.predictions(split).with_name(f"{split}.zip")
-    decisive = decisive_settings(path, config.predict)
+    decisive = {**decisive_settings(path, config.predict), "data": str(data)}
+    chain = origins.of_label_maps(PREDICT, path, run, decisive)
     watched = functools.partial(SupervisedRefiner, image_timeout_s=image_timeout_s, stage=STAGE)
     make_refiner = make_refiner or watched
     with make_refiner(Setup(Sections.of(config), SEGMENTER.load, path)) as refiner:
         job = _Job(
-            data, run, refiner, decisive, facts.num_classes, archive, image_timeout_s, verify
+            data, run, refiner, decisive, chain, facts.num_classes, archive, image_timeout_s, verify
         )
         if match_split == VALIDATION != split:
             match = job.predict(VALIDATION, None)
         match = job.predict(split, match)
     if distributed.is_main():
-        method = Method(network=facts.name, method="PASS, Jittor")
-        method = disclosed(method, path, run, match_split)
         folder = run.predictions(split)
+        method = Method(network=facts.name, method="PASS, Jittor")
+        method = origins.disclosed(method, chain, path, run, match_split, match_file is not None)
         results.pack(folder, data, split, archive, match, facts.num_classes, method)
 
 
@@ -103,6 +105,7 @@ class _Job:
     run: RunFolder
     refiner: AnyRefiner
     decisive: dict[str, Any]  # settings that decide a label map
+    chain: Chain
     num_classes: int
     archive: Path
     image_timeout_s: float
@@ -115,8 +118,8 @@ class _Job:
         """
         items = open_layout(self.data).images(split)
         folder = self.run.predictions(split)
-        settings = {**self.decisive, "data": str(self.data)}
-        work = Worklist(folder, settings, verify=self.verify)
+        work = Worklist(folder, self.decisive, verify=self.verify)
+        label_origin.record(work, self.chain)
         outcome = label_split(
             work, items, self.refiner, STAGE, split, True, image_timeout_s=self.image_timeout_s
         )

@@ -13,6 +13,7 @@ from typing import Any
 from core import config as core_config
 from core.data.layout import open_layout
 from core.errors import UserError
+from core.pipeline import label_origin
 from core.scoring.matching import read_match
 from core.work.worklist import Worklist
 from refine.label_split import label_split
@@ -23,9 +24,10 @@ from refine.settings import Sections
 from refine.supervised import SupervisedRefiner
 from tools.evaluate.folder import labelled_images
 from tools.submission import results
+from uss import origins
 from uss.config import Config
 from uss.networks import segmenter_facts
-from uss.pipeline import SEGMENTER
+from uss.pipeline import REFINE, SEGMENTER
 from uss.result_archive import Archive, RefinedRun
 
 
@@ -58,13 +60,16 @@ def run_refined(
     given = read_match(job.match_file, facts.num_classes) if job.match_file else None
     decisive = decisive_settings(job.pretrained, config.predict)
     masks = mask_source(config.masks, job.pretrained_sam).fingerprint
+    settings = {**decisive, "masks": masks, "refine": core_config.recorded(config.refine)}
+    chain = origins.of_label_maps(REFINE, job.pretrained, job.run, settings)
     work = Worklist(
         job.labels,
-        {**decisive, "masks": masks, "refine": core_config.recorded(config.refine)},
+        settings,
         also=[job.unrefined],
         keep_stale=job.keep_stale,
         verify=job.verify,
     )
+    label_origin.record(work, chain)
     setup = Setup(
         sections,
         SEGMENTER.load,
@@ -78,7 +83,7 @@ def run_refined(
             work, items, refiner, STAGE, job.mode, image_timeout_s=job.image_timeout_s
         )
         checkpoint = decisive["checkpoint_sha256"]
-        archive = Archive(config, job, facts, checkpoint, given, work, outcome)
+        archive = Archive(config, job, facts, checkpoint, chain, given, work, outcome)
         try:
             archive.report_failures()
             archive.finish(refiner)

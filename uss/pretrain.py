@@ -9,6 +9,7 @@ from core.data.imagenet_s import anonymous_order
 from core.data.items import ImageItem
 from core.data.layout import open_layout
 from core.errors import UserError
+from core.pipeline import origin
 from core.pipeline.folders import TRAIN
 from core.runtime import jt
 from core.training.options import USUAL_OPTIONS, TrainOptions
@@ -38,6 +39,8 @@ def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUA
         rate=cosine(settings.base_lr, settings.final_lr),
         dataset=lambda: MultiCropDataset(items, multi_crop(settings)),
         task=lambda: PretrainTask(build(config), config),
+        supervision=origin.NONE,
+        learnt_from=origin.images_of(data, TRAIN, len(items)),
     )
     train(PRETRAIN, config, out.pretrain(config.arch), options, training)
 

@@ -25,6 +25,8 @@ from core.data.layout import open_layout
 from core.data.level_maps import ARCHIVE_SUFFIX, archive_of
 from core.errors import UserError
 from core.files import is_number, json_or_empty, number, read_json, sha256_of, write_json
+from core.pipeline import origin
+from core.pipeline.folders import VALIDATION
 from core.scoring.threshold_curve import hundredths
 from core.text import named
 from core.work.claims import IMAGE_TIMEOUT_S
@@ -32,11 +34,8 @@ from core.work.worklist import Worklist
 from refine.mask_sources import ImageMasks, MaskSource, mask_source
 from tools.evaluate.folder import labelled_images, threshold_curve
 from tools.evaluate.table import best_point, curve_dict
-from tools.report.extras import Extras, LabelOrigin, ThresholdChoice
-from tools.report.run_files import setting
-from tools.submission.archive import Method
-from tools.submission.results import matched_by
-from uss import paths
+from tools.report.extras import Extras, ThresholdChoice
+from uss import origins
 from uss.config import Config
 from uss.config import PseudoLabels as Settings
 from uss.mask_labels import LevelledLabel, label_from_masks
@@ -75,8 +74,7 @@ def run(
     """
     core_config.check(config)
     _check(config.pseudo_labels, mode)
-    checkpoint = paths.pixel_attention_input(run, config.arch)
-    centroids = paths.centroids_input(run, config.arch)
+    checkpoint, centroids = origins.label_inputs(run, config.arch)
     train = open_layout(data).images("train") if mode != "validation" else []
     care = _Care(image_timeout_s, verify)
     threshold = config.pseudo_labels.threshold
@@ -86,12 +84,13 @@ def run(
         threshold = _chosen_threshold(config, run)
     labeller = Labeller(config, checkpoint, centroids)
     source = mask_source(config.masks) if config.pseudo_labels.per_mask else None
+    made = origins.LabelsMade(run, config, data, (checkpoint, centroids), _fingerprint(source))
     if sweep:
-        threshold = _sweep(config, data, run, labeller, source, validation, care)
+        threshold = _sweep(config, data, run, labeller, source, validation, made, care)
     elif config.pseudo_labels.threshold >= 0 and distributed.is_main():
         write_json(run.threshold, {"threshold": threshold, "chosen_by": "setting", **_made(config)})
     if mode != "validation":
-        _label_train(run, labeller, source, train, threshold, care)
+        _label_train(run, labeller, source, train, threshold, made, care)
 
 
 class _Care(NamedTuple):
@@ -227,6 +226,7 @@ def _sweep(
     labeller: Labeller,
     source: MaskSource | None,
     items: list[ImageItem],
+    made: origins.LabelsMade,
     care: _Care,
 ) -> float:
     """Label the validation split without threshold, then take the threshold of highest mIoU."""
@@ -241,13 +241,18 @@ def _sweep(
     work.run(items, label, f"{STAGE} validation", image_timeout_s=care.image_timeout_s)
     distributed.barrier()
     if distributed.is_main():
-        _choose_threshold(config, data, run, work, items)
+        _choose_threshold(config, data, run, work, items, made)
     distributed.barrier()
     return _chosen_threshold(config, run)
 
 
 def _choose_threshold(
-    config: Config, data: Path, run: RunFolder, work: Worklist, items: list[ImageItem]
+    config: Config,
+    data: Path,
+    run: RunFolder,
+    work: Worklist,
+    items: list[ImageItem],
+    made: origins.LabelsMade,
 ) -> None:
     done = _finished(work, items, "validation")
     settings = config.pseudo_labels
@@ -260,6 +265,7 @@ def _choose_threshold(
         "chosen_by": "validation masks",
         "images": len(done),
         "arch": config.arch,
+        origin.KEY: origin.plain(made.chain(VALIDATION, len(done), work.fingerprint)),
     }
     write_json(run.threshold, {**curve_dict(points), **facts, **_made(config)})
     log.info(
@@ -281,6 +287,7 @@ def _label_train(
     source: MaskSource | None,
     items: list[ImageItem],
     threshold: float,
+    made: origins.LabelsMade,
     care: _Care,
 ) -> None:
     masks = None if source is None else ImageMasks(source, run.masks("train"))
@@ -290,10 +297,15 @@ def _label_train(
     def label(item: ImageItem) -> bytes:
         return png_of_label(labeller.label(item, masks).at(threshold))
 
+    record = origins.LabelRecord(run, made, work.fingerprint, items)
+    if distributed.is_main():
+        record.begin()
+    distributed.barrier()
     work.run(items, label, f"{STAGE} train", image_timeout_s=care.image_timeout_s)
     distributed.barrier()
     if distributed.is_main():
         done = _finished(work, items, "train")
+        record.finish(done)
         log.info(STAGE, f"{len(done)} labels of train at threshold {threshold:.2f}: {work.folder}")
 
 
@@ -312,64 +324,14 @@ def _finished(work: Worklist, items: list[ImageItem], split: str) -> list[ImageI
     return done
 
 
-# In words -------------------------------------------------------------------------------------
-
-
-def chosen_by_masks(threshold_file: Path | None, match_split: str | None) -> str:
-    """What masks decided, in words for ``method.txt``; "" where they decided nothing.
-
-    Args:
-        threshold_file: what the pseudo labels left about their threshold; None or a missing file
-            where it is not known.
-        match_split: split whose masks named the clusters; None where they did not.
-    """
-    parts = []
-    if threshold_file is not None and threshold_file.is_file():
-        choice = read_json(threshold_file, "the threshold of the pseudo labels")
-        if choice.get("chosen_by") == "validation masks":
-            threshold = choice.get("threshold", "of an unknown value")
-            parts.append(f"validation masks chose the pseudo labels' threshold {threshold}")
-    return "; ".join(filter(None, (*parts, matched_by(match_split))))
-
-
-def disclosed(method: Method, segmenter: Path, run: RunFolder, match_split: str | None) -> Method:
-    """``method`` with notes of what made the segmenter's labels and of what ground-truth masks
-    decided on the way to these.
-    """
-    own = segmenter.is_relative_to(run.root)  # a published one: this run's threshold is not its
-    threshold_file = run.threshold if own else None
-    notes = (_made_labels(threshold_file), chosen_by_masks(threshold_file, match_split))
-    return method.with_notes(*filter(None, notes))
-
-
-def _made_labels(threshold_file: Path | None) -> str:
-    """The masks of the pseudo labels, for ``method.txt``; "" where there is no record of them."""
-    facts = json_or_empty(threshold_file) if threshold_file else {}
-    return f"pseudo labels: {label_support(facts['masks'])}" if "masks" in facts else ""
-
-
-def label_support(masks: str | None) -> str:
-    """What a pseudo label is taken over, in words: ``masks.source``, or None without any masks."""
-    if masks is None:
-        return "of each pixel by itself"
-    return f"averaged over {'the masks of SAM' if masks == 'sam' else masks}"
-
-
 def report_extras(run: RunFolder, settings: Mapping[str, Any]) -> Extras:
-    """What the report says about the pseudo labels of a run.
+    """What the report says about the pseudo labels of a run, beside their origin.
 
     Args:
         settings: of the segmenter, a nested dict; {} where the run has no segmenter of its own.
     """
-    source = setting(settings, "masks.source")
-    per_mask = setting(settings, "pseudo_labels.per_mask", True)
-    if source is None:
-        words = "not known; the run keeps no settings of a segmenter of its own"
-    else:
-        words = label_support(source if per_mask else None)
-    decided = chosen_by_masks(run.threshold if settings else None, None)
-    origin = LabelOrigin(f"Pseudo labels: {words}.", source if per_mask else "none", decided)
-    return Extras(origin, threshold_choice(run))
+    decided = origins.chosen_by_masks(run.threshold if settings else None, None)
+    return Extras(threshold_choice(run), decided)
 
 
 def threshold_choice(run: RunFolder) -> ThresholdChoice | None:

@@ -20,7 +20,9 @@ from core.data.imagenet_s import ImageItem
 from core.data.images import MAX_PIXELS
 from core.errors import UserError
 from core.files import json_or_empty, sha256_of, sha256_of_json, write_json
+from core.pipeline import label_origin
 from core.pipeline.folders import VALIDATION, ResultFolder
+from core.pipeline.origin import KEY, Chain, merged, plain
 from core.scoring.matching import match_text
 from core.work.claims import CLAIMS_FOLDER, IMAGE_TIMEOUT_S, Claims
 from core.work.worklist import Worklist
@@ -33,8 +35,8 @@ from tools.submission.archive import Method, empty_prediction
 from tools.submission.results import Match
 from uss.config import Config
 from uss.networks import SegmenterFacts
+from uss.origins import disclosed
 from uss.paths import RunFolder
-from uss.pseudo_labels import disclosed
 
 _WAIT_S = 1.0
 
@@ -107,6 +109,7 @@ class Archive:
         job: RefinedRun,
         facts: SegmenterFacts,
         checkpoint_sha256: str,
+        chain: Chain,
         given: Match | None,
         work: Worklist,
         outcome: Outcome,
@@ -114,6 +117,10 @@ class Archive:
         self._config, self._job, self._facts = config, job, facts
         self._checkpoint_sha256, self._given = checkpoint_sha256, given
         self._work, self._outcome = work, outcome
+        if outcome.stale:  # kept from other settings, and so perhaps from other networks
+            every = label_origin.fingerprints(job.labels)
+            chain = merged(label_origin.chain_of_labels(job.labels, every), chain)
+        self._chain = chain
 
     def report_failures(self) -> None:
         """Write the report of failed images, or remove that of an earlier run.
@@ -173,7 +180,9 @@ class Archive:
         # Left over from another mode or settings, it could be taken for this run's.
         job.archive.unlink(missing_ok=True)
         match, match_split = self._match()
-        method = disclosed(self._method(), job.pretrained, job.run, match_split)
+        given = self._given is not None and match is not None
+        method, used = self._method(), (job.pretrained, job.run)
+        method = disclosed(method, self._chain, *used, match_split, given)
         filled = {item.key: _fill(item, refiner) for item in self._missing()}
         results.pack(
             job.labels,
@@ -190,6 +199,8 @@ class Archive:
             "mode": job.mode,
             "images": len(outcome.items),
             "sha256": sha256_of(job.archive),
+            "segmenter": {"file": str(job.pretrained), "sha256": self._checkpoint_sha256},
+            KEY: plain(self._chain),
         }
         write_json(job.record, record)
 
@@ -209,6 +220,7 @@ class Archive:
             "match": match_text(kept[0]) if kept else None,
             "unmatched": job.unmatched,
             "method": asdict(job.method),
+            KEY: plain(self._chain),
         }
         return sha256_of_json(decisive)
 
@@ -264,11 +276,9 @@ class Archive:
         refined.
         """
         method, masks = replace(self._job.method, network=self._facts.name), self._config.masks
-        if masks.source == "sam":
-            return method
-        if method.method == Method.method:
-            method = replace(method, method=method.method.replace("SAM", "superpixel"))
-        return method.with_notes(f"masks: {masks.source}, not SAM")
+        by = "SAM" if masks.source == "sam" else "superpixel"
+        method = method.filled(method=f"PASS with {by} refinement, Jittor")
+        return method if by == "SAM" else method.with_notes(f"masks: {masks.source}, not SAM")
 
 
 def _fill(item: ImageItem, refiner: AnyRefiner) -> tuple[bytes, str]:

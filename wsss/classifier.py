@@ -15,6 +15,7 @@ from core.data.layout import image_labels, open_layout
 from core.errors import UserError
 from core.files import sha256_of, sha256_of_json
 from core.nn.layers import binary_cross_entropy
+from core.pipeline import origin
 from core.runtime import jt
 from core.training.descent import Group
 from core.training.loop import Task
@@ -52,6 +53,9 @@ def run(config: Config, data: Path, out: RunFolder, options: TrainOptions = USUA
             "labels_sha256": sha256_of_json(labels),
             "starts_from_sha256": source and sha256_of(source),
         },
+        sources=lambda: [origin.source_of(source, out.root)] if source else [],
+        supervision=origin.LABELS,
+        learnt_from=origin.images_of(data, settings.split, len(items)),
     )
     train(CLASSIFIER, config, out.classifier, options, training)
 

@@ -60,6 +60,7 @@ class Scores:
         bins: mean IoU of the objects of size bin S, MS, ML, L; NaN for an empty bin.
         boundary_bins: the same on boundaries; None when boundaries were not counted.
         images: number of images that had at least one judged pixel.
+        background_miou: mIoU of a map that says background everywhere, the trivial baseline.
     """
 
     miou: float
@@ -71,6 +72,7 @@ class Scores:
     bins: dict[str, float]
     boundary_bins: dict[str, float] | None
     images: int
+    background_miou: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; NaN becomes None."""
@@ -205,6 +207,15 @@ def lookup_table(match: dict[int, int] | None, num_classes: int) -> np.ndarray:
     return table
 
 
+def background_miou(true_pixels: np.ndarray) -> float:
+    """mIoU of background everywhere: its IoU is the share of background, every class has 0.
+
+    Args:
+        true_pixels: (C+1,) judged pixels by true id.
+    """
+    return float(true_pixels[0] / max(true_pixels.sum(), 1) / len(true_pixels))
+
+
 def iou_per_class(confusion: np.ndarray, table: np.ndarray) -> np.ndarray:
     """(C+1,) float64 IoU by class id of counts (C+1, C+1) [prediction id, class id] under
     ``table``.
@@ -321,6 +332,7 @@ class SegmentationMetrics:
             bins=_bin_scores(self._regions, table),
             boundary_bins=_bin_scores(self._edges[1:], table) if self.boundary else None,
             images=self.images,
+            background_miou=background_miou(self.confusion.sum(0)),
         )
 
 

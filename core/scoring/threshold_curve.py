@@ -14,7 +14,13 @@ import numpy as np
 from core.data.label_maps import IGNORE
 from core.errors import UserError
 from core.scoring.matching import match_clusters
-from core.scoring.metrics import check_pair, compact_ids, iou_per_class, lookup_table
+from core.scoring.metrics import (
+    background_miou,
+    check_pair,
+    compact_ids,
+    iou_per_class,
+    lookup_table,
+)
 
 
 def hundredths(first: int, last: int) -> list[float]:
@@ -90,12 +96,13 @@ def count_levels(
 @dataclass(frozen=True)
 class CurvePoint:
     """The result at one threshold: mIoU (a fraction) over the C + 1 classes, under the match
-    {prediction id: class id} that is best at this threshold.
+    {prediction id: class id} that is best at this threshold, and the mIoU of background everywhere.
     """
 
     threshold: float
     miou: float
     match: dict[int, int]
+    background_miou: float
 
 
 class ThresholdCurve:
@@ -147,6 +154,7 @@ class ThresholdCurve:
         each.
         """
         total_true = self._pixels.sum((0, 1))
+        trivial = background_miou(total_true)
         kept = np.zeros_like(self._pixels[0])
         together = np.zeros_like(kept)
         points = []
@@ -157,5 +165,5 @@ class ThresholdCurve:
             confusion = kept.copy()
             confusion[0] += total_true - kept.sum(0)
             iou = iou_per_class(confusion, lookup_table(used, self.num_classes))
-            points.append(CurvePoint(self.thresholds[step - 1], float(iou.mean()), used))
+            points.append(CurvePoint(self.thresholds[step - 1], float(iou.mean()), used, trivial))
         return points[::-1]

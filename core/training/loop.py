@@ -24,6 +24,7 @@ from core.data.loader import Loader
 from core.errors import UserError
 from core.files import write_json
 from core.nn import arena
+from core.pipeline import origin
 from core.runtime import jt
 from core.text import named
 from core.training.descent import Optimizer
@@ -121,6 +122,8 @@ class Plan:
     options: TrainOptions = field(default_factory=TrainOptions)
     earlier_settings: Mapping[str, Any] = field(default_factory=dict)
     """Values of settings that earlier versions recorded in their place."""
+    origin: origin.Chain = field(default_factory=list)
+    """Where the trained network comes from, kept in the checkpoint."""
 
 
 def previous_run(plan: Plan) -> dict[str, Any] | None:
@@ -174,7 +177,8 @@ def fit(plan: Plan, task: Task, loader: Loader, previous: dict[str, Any] | None 
     After every epoch, and within it as often as the options say, the checkpoint in ``plan.folder``
     is replaced: ``epoch`` (finished ones), ``step`` (finished ones, over all epochs),
     ``state_dict`` (reference key names), ``optimizer`` (the state of the only one, or all states by
-    name), ``task``, ``log``, ``processes``, ``config``, ``settings``, ``stage``, ``seed``.
+    name), ``task``, ``log``, ``processes``, ``config``, ``settings``, ``stage``, ``seed``,
+    ``origin`` (:mod:`core.pipeline.origin`).
 
     Raises:
         UserError: the loss or a weight stopped being finite; ``previous`` does not fit the network
@@ -346,6 +350,7 @@ class _Saver:
                 "settings": plan.settings,
                 "stage": plan.stage,
                 "seed": plan.seed,
+                origin.KEY: origin.plain(plan.origin),
             }
             checkpoint.save_checkpoint(plan.folder, payload)
         self._saved, self._since = step, time.monotonic()

@@ -7,7 +7,7 @@ rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from core.data.crops import MIN_SIDE
 from core.data.loader import Dataset, Loader
 from core.data.workers import MOST_WORKERS
 from core.errors import UserError
-from core.files import sha256_of
+from core.files import sha256_of, sha256_of_json
+from core.pipeline import origin
 from core.pipeline.folders import CONFIG, LOG
 from core.pipeline.stage import Stage
 from core.training import loop
@@ -49,6 +50,12 @@ class Training:
     only where all of it is the same."""
     earlier_facts: Mapping[str, Any] = field(default_factory=dict)
     """Values of facts as earlier versions recorded them; a run that has them is continued too."""
+    sources: Callable[[], Sequence[origin.Source]] = tuple
+    """Gives what it starts from, with the chain of each."""
+    supervision: str = origin.UNKNOWN
+    """What people's knowledge it learns from beside that, of :mod:`core.pipeline.origin`."""
+    learnt_from: str = ""
+    """Its images in words, of :func:`core.pipeline.origin.images_of`."""
 
 
 def train(
@@ -71,6 +78,8 @@ def train(
         return
     dataset = training.dataset()
     task = training.task()
+    chain = origin.continued(_origin(stage, plan, training), previous)
+    plan = replace(plan, origin=chain)
     loop.fit(plan, task, make_loader(stage, config, dataset), previous)
 
 
@@ -95,6 +104,17 @@ def make_plan(
         seed=config.seed,
         options=options,
     )
+
+
+def _origin(stage: Stage, plan: loop.Plan, training: Training) -> origin.Chain:
+    link = origin.Link(
+        stage.command,
+        training.supervision,
+        sha256_of_json(plan.settings),
+        plan.seed,
+        training.learnt_from,
+    )
+    return origin.made_from(link, training.sources())
 
 
 def check(stage: Stage, config: Any, images: int) -> None:

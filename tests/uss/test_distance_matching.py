@@ -13,6 +13,7 @@ from core.data.images import load_rgb
 from core.data.label_maps import IGNORE, load_label, save_label
 from core.errors import UserError
 from core.files import read_json
+from core.pipeline import label_origin, origin
 from tests.helpers.quarter_masks import write_photographs
 from uss import distance_matching
 from uss.config import DistanceMatching
@@ -66,6 +67,8 @@ def test_the_command_predicts_class_ids_and_scores_them(
     scores = read_json(folder / "evaluation_validation.json", "scores")["distance_matching"]
     assert scores["miou"] > 0.3 and not scores["matched_here"]
     assert not (folder / "match.json").exists()
+    chain = label_origin.chain_of_labels(folder, label_origin.fingerprints(folder))
+    assert [link.supervision for link in chain] == [origin.UNKNOWN, origin.LABELS]
     # Each pixel is the one of the feature grid below it, as the reference enlarges predictions.
     features = distance_matching.TrunkFeatures(attention_checkpoint, "resnet18", 256)
     examples = list_images(data / "train-semi")

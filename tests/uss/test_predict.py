@@ -82,6 +82,7 @@ def test_what_masks_chose_is_disclosed_and_nothing_else(
             return file.read("method.txt").decode()
 
     assert "masks" not in method(match)
+    assert "(clusters are named by a match that was given" in method(match)
     assert not run_folder.predictions("validation").exists()
     write_json(run_folder.threshold, {"threshold": 0.5, "chosen_by": "setting"})
     assert "threshold" not in method(match)

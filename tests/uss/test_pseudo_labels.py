@@ -20,8 +20,8 @@ from tests.helpers.quarter_masks import QuarterMasks, write_photographs
 from uss import pseudo_labels
 from uss.config import Config, PseudoLabels
 from uss.networks import load_pixel_attention
+from uss.origins import chosen_by_masks
 from uss.paths import RunFolder
-from uss.pseudo_labels import chosen_by_masks
 
 CONFIG = Config(
     arch="resnet18",

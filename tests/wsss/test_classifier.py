@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
+from core.pipeline import origin
 from core.synthetic.voc import make_dataset
 from tests.conftest import ROOT
 from wsss.classifier import labelled
@@ -83,6 +84,12 @@ def test_a_killed_run_repeats_the_losses(data: Path, whole: Path, tmp_path: Path
     assert losses(run) == pytest.approx(losses(whole), abs=1e-6)
     assert len(losses(run)) == STEPS
     assert "already finished" in called(training(data, run))
+
+
+def test_its_weights_are_known_to_have_learnt_from_labels(whole: Path) -> None:
+    (link,) = origin.chain_of(whole / "classifier" / "checkpoint.pth.tar")
+    assert (link.stage, link.supervision) == ("classifier", origin.LABELS)
+    assert link.learnt_from.startswith("12 images of ")
 
 
 def test_every_tool_sees_the_run(data: Path, whole: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from core.config import between, number
 from core.data.layout import class_count, open_layout, validation_split
 from core.errors import UserError
 from core.files import write_json
+from core.pipeline import label_origin, origin
 from core.pipeline.stage import Pipeline
 from core.scoring.matching import read_match, write_match
 from core.scoring.threshold_curve import hundredths
@@ -86,13 +87,21 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
         num_classes,
         match,
         boundary=not args.no_boundary,
-        result_path=args.output,
         workers=args.workers,
         threshold=args.threshold,
     )
     if args.write_match:
         write_match(args.write_match, result.match)
-    print(format_result(result, _class_labels(args, num_classes) if args.classes else None))
+    chain = label_origin.chain_of_labels(
+        args.predictions, label_origin.fingerprints(args.predictions)
+    )
+    context = [f"seeds      {origin.seed_words(chain)}"]
+    names = _class_labels(args, num_classes) if args.classes else None
+    if args.output:
+        write_json(
+            args.output, {**result.to_dict(), "split": args.split, "seeds": origin.seeds(chain)}
+        )
+    print(format_result(result, names, context))
     return 0
 
 
@@ -141,8 +150,8 @@ def _main_curve(args: argparse.Namespace, num_classes: int) -> int:
     if args.write_match:
         write_match(args.write_match, best.match)
     if args.output:
-        write_json(args.output, curve_dict(points))
-    print(format_curve(points))
+        write_json(args.output, {**curve_dict(points), "split": args.split, "chosen_here": True})
+    print(format_curve(points, args.split, matched_here=args.ids == "clusters"))
     return 0
 
 

@@ -18,6 +18,7 @@ from core.data.items import ImageItem
 from core.scoring.matching import match_clusters
 from core.scoring.metrics import ImageCounts, Scores, SegmentationMetrics, image_miou, lookup_table
 from tools.evaluate.folder import count_item, labelled_images, of_each, require_predictions
+from tools.evaluate.table import match_words
 
 _SHOWN = 5
 _SAME = 1e-4  # a difference of mIoU below a hundredth of a per cent counts as none
@@ -45,6 +46,9 @@ class Comparison:
     after: Scores
     match: dict[int, int]
     images: list[ImageGain]
+    split: str
+    matched_here: bool
+    """Whether the match is the best one for these images."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -52,6 +56,8 @@ class Comparison:
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "match": {str(label): self.match[label] for label in sorted(self.match)},
+            "split": self.split,
+            "matched_here": self.matched_here,
             "images": {each.key: [each.before, each.after] for each in self.images},
         }
 
@@ -98,14 +104,18 @@ def compare(
         for item, pair in zip(items, counted)
     ]
     judged = [each for each in gains if not np.isnan(each.gain)]
-    return Comparison(metrics[0].compute(used), metrics[1].compute(used), used, judged)
+    old, new = (metric.compute(used) for metric in metrics)
+    return Comparison(old, new, used, judged, split, match is None)
 
 
 def format_comparison(comparison: Comparison, names: Sequence[str]) -> str:
     """Tables for people, in percent: the scores, every class, and the images that changed most."""
     before, after = comparison.before, comparison.after
     width = max(24, *(len(name) for name in names))
-    lines = [f"{'':{width + 4}}  before   after    gain"]
+    lines = [
+        f"split {comparison.split}; match {match_words(comparison.matched_here)}",
+        f"{'':{width + 4}}  before   after    gain",
+    ]
 
     def line(name: str, old: float | None, new: float | None) -> None:
         if old is not None and new is not None:
@@ -113,6 +123,7 @@ def format_comparison(comparison: Comparison, names: Sequence[str]) -> str:
             lines.append(f"{name:{width + 4}}{100 * old:8.2f}{100 * new:8.2f}{gain:+8.2f}")
 
     line("mIoU", before.miou, after.miou)
+    line("background everywhere", before.background_miou, after.background_miou)
     line("mBIoU", before.mbiou, after.mbiou)
     line("accuracy", before.accuracy, after.accuracy)
     line("F-measure", before.f_measure, after.f_measure)

@@ -107,9 +107,9 @@ def evaluate(
     for counts in of_each(items, work, workers):
         metrics.add(counts)
     used = match_clusters(metrics.cooccurrence) if match is None else match
-    result = EvaluationResult(metrics.compute(used), used, matched_here=match is None)
+    result = EvaluationResult(metrics.compute(used), used, match is None, split)
     if result_path is not None:
-        write_json(result_path, result.to_dict())
+        write_json(result_path, {**result.to_dict(), "split": split})
     return result
 
 

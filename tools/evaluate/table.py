@@ -26,6 +26,7 @@ class EvaluationResult:
     scores: Scores
     match: dict[int, int]
     matched_here: bool
+    split: str
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values: the fields of ``Scores``, ``match`` with string keys, ``matched_here``."""
@@ -39,23 +40,32 @@ def best_point(points: Sequence[CurvePoint]) -> CurvePoint:
 
 
 def curve_dict(points: Sequence[CurvePoint]) -> dict[str, Any]:
-    """JSON values: ``threshold`` and ``miou`` of the best point, and the whole ``curve``."""
+    """JSON values: ``threshold`` and ``miou`` of the best point, ``background_miou``, and the whole
+    ``curve``.
+    """
     best = best_point(points)
     return {
         "threshold": best.threshold,
         "miou": best.miou,
+        "background_miou": best.background_miou,
         "curve": [[point.threshold, point.miou] for point in points],
     }
 
 
-def format_result(result: EvaluationResult, names: Sequence[str] | None = None) -> str:
-    """Table for people, scores in percent; ``names`` adds a line for each class."""
+def format_result(
+    result: EvaluationResult, names: Sequence[str] | None = None, context: Sequence[str] = ()
+) -> str:
+    """Table for people, scores in percent; ``names`` adds a line for each class, ``context`` stands
+    above the scores.
+    """
     scores = result.scores
-    source = "found on these images" if result.matched_here else "given"
     lines = [
         f"images     {scores.images}",
-        f"match      {source}",
+        f"split      {result.split}",
+        f"match      {match_words(result.matched_here)}",
+        *context,
         f"mIoU       {_percent(scores.miou)}",
+        f"trivial    {_percent(scores.background_miou)}  mIoU of background everywhere",
     ]
     if scores.mbiou is not None:
         lines.append(f"mBIoU      {_percent(scores.mbiou)}")
@@ -73,12 +83,27 @@ def format_result(result: EvaluationResult, names: Sequence[str] | None = None) 
     return "\n".join(lines)
 
 
-def format_curve(points: Sequence[CurvePoint]) -> str:
-    """One line per threshold and the best one."""
+def match_words(matched_here: bool) -> str:
+    """How clusters were matched to classes for a score: the masks that find a match flatter a score
+    of theirs.
+    """
+    if matched_here:
+        return "found on these images, by the same masks that judge"
+    return "not found on these images: it was given, or ids are those of classes"
+
+
+def format_curve(points: Sequence[CurvePoint], split: str, matched_here: bool) -> str:
+    """One line per threshold, then the best one, how it came about and what it is to be compared
+    with.
+    """
     best = best_point(points)
     lines = ["threshold    mIoU"]
     lines += [f"{point.threshold:9.2f} {_percent(point.miou):>7}" for point in points]
-    lines.append(f"best threshold {best.threshold:.2f} with mIoU {_percent(best.miou)}")
+    lines.append(
+        f"best threshold {best.threshold:.2f} with mIoU {_percent(best.miou)} of {split}, chosen "
+        f"by the same masks that judge (background everywhere {_percent(best.background_miou)}); "
+        f"match {match_words(matched_here)}"
+    )
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from core.data.label_maps import IGNORE, require_class_count
 from core.errors import UserError
 from core.files import json_or_empty
 from core.pipeline.folders import ResultFolder
+from core.pipeline.origin import seed_words
 from core.pipeline.stage import Pipeline, hook
 from core.scoring.metrics import Scores
 from core.text import named
@@ -23,7 +24,7 @@ from tools.report.curves import (
     times,
     training_curves,
 )
-from tools.report.extras import Extras, LabelOrigin, ThresholdChoice
+from tools.report.extras import Extras, ThresholdChoice
 from tools.report.label_scores import (
     ImageSummary,
     Matches,
@@ -34,7 +35,14 @@ from tools.report.label_scores import (
     renamed,
     summarise_all,
 )
-from tools.report.provenance import Fact, Protocol, method_text, protocol, provenance
+from tools.report.provenance import (
+    Fact,
+    Protocol,
+    chain_of_results,
+    method_text,
+    protocol,
+    provenance,
+)
 from tools.report.refinement import RefinementFacts, StoredMasks, refinement_facts
 from tools.report.run_files import Request, RunFiles, find, names_of_classes, setting
 from tools.submission.results import MATCH
@@ -65,7 +73,10 @@ class PageData:
     curves: list[TrainingCurve]
     threshold: ThresholdChoice | None
     times: dict[str, float]
+    split: str | None = None
+    seeds: str = ""  # in words
     matched: str = ""
+    matched_here: bool = False  # on the masks that judge
     scores: dict[str, Scores] = field(default_factory=dict)  # "before", "after"
     classes: list[ClassRow] = field(default_factory=list)  # background first
     confusion: np.ndarray | None = None  # see tools.report.label_scores.Judgement
@@ -106,11 +117,14 @@ def collect(
     extras = _extras(sources)
     results = _read_results(sources, request, workers)
     refinement = results.refinement if results else RefinementFacts({}, {}, 0)
+    chain = chain_of_results(sources, refinement)
     content = PageData(
         title=sources.run.root.name,
         made=time.strftime("%Y-%m-%d %H:%M"),
-        protocol=protocol(sources, refinement, extras.origin),
-        provenance=provenance(sources, refinement),
+        split=sources.split,
+        seeds=seed_words(chain),
+        protocol=protocol(sources, refinement, chain, extras.ground_truth),
+        provenance=provenance(sources, refinement, chain),
         notes=sources.notes,
         method=method_text(sources),
         curves=training_curves(sources.run, pipeline),
@@ -128,7 +142,7 @@ def _extras(sources: RunFiles) -> Extras:
     """What the pipeline says about the labels that the segmenter learnt from."""
     reference = sources.pipeline.report_extras
     if not reference:
-        return Extras(LabelOrigin("Labels: the pipeline says nothing about them.", None))
+        return Extras()
     return hook(reference)(sources.run, sources.settings)
 
 
@@ -191,6 +205,7 @@ def _add_results(content: PageData, sources: RunFiles, results: _Results) -> Non
     content.images = len(results.items)
     content.refined = sources.before is not None
     content.matched = results.matched.origin
+    content.matched_here = results.matched.split == sources.split
     content.refinement = results.refinement
     judgement = results.judgement
     if judgement is not None:

@@ -25,20 +25,10 @@ class ThresholdChoice:
 
 
 @dataclass(frozen=True)
-class LabelOrigin:
-    """How the labels came about."""
-
-    words: str
-    """A sentence."""
-    masks: str | None
-    """Source of the masks that they were made with: "sam", another one, "none"; None: not known."""
-    ground_truth: str = ""
-    """What ground-truth masks decided, in words; "" where they decided nothing."""
-
-
-@dataclass(frozen=True)
 class Extras:
     """Everything that a pipeline adds to the page."""
 
-    origin: LabelOrigin
     threshold: ThresholdChoice | None = None
+    ground_truth: str = ""
+    """What ground-truth masks decided in this run, in words, for results without a record; "" where
+    they decided nothing."""

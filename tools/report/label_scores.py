@@ -69,6 +69,7 @@ class Matches:
 
     of: dict[str, Match | None]
     origin: str  # in words
+    split: str | None = None  # whose masks found them; None: they were given, or it is not known
 
 
 def folders_of(sources: RunFiles) -> dict[str, Path]:
@@ -131,19 +132,20 @@ def matches(sources: RunFiles, looks: Sequence[ImageSummary], num_classes: int) 
         origin = json_or_empty(folder / ORIGIN).get("split", "another split")
         given = f"matched on {origin} masks, or by a match that was given"
         words = f"matched on {sources.split} masks" if here else given
-        return Matches({**of, "before": of["before"] or of["after"]}, words)
+        found_on = sources.split if here else None
+        return Matches({**of, "before": of["before"] or of["after"]}, words, found_on)
     if (folder / MATCH).is_file():
         kept = read_match(folder / MATCH, num_classes)
         split = json_or_empty(folder / ORIGIN).get("split")
         words = f"matched on {split} masks" if split else "match.json beside the label maps"
-        return Matches({"before": kept, "after": kept}, words)
+        return Matches({"before": kept, "after": kept}, words, split)
     if not sources.pipeline.predicts_clusters:
         named = identity_match(num_classes)
         return Matches({"before": named, "after": named}, "none needed: ids are those of classes")
     if any(each.counts for each in looks):
         found = match_clusters(_metrics(looks, "after", num_classes).cooccurrence)
         words = f"matched here, on {sources.split} masks: no match was kept"
-        return Matches({"before": found, "after": found}, words)
+        return Matches({"before": found, "after": found}, words, sources.split)
     return Matches({"before": None, "after": None}, "not matched: ids are those of clusters")
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.files import BROKEN_ZIP, json_or_empty
-from core.pipeline.folders import ResultFolder
+from core.pipeline import label_origin, origin
+from core.pipeline.folders import CHECKPOINT, ResultFolder
 from core.version import VERSION
-from tools.report.extras import LabelOrigin
 from tools.report.refinement import RefinementFacts
 from tools.report.run_files import RunFiles, setting, short
+from tools.submission import disclosure
 from tools.submission.check import METHOD_NAME
 from tools.submission.results import ORIGIN, matched_by
 
@@ -35,34 +36,51 @@ class Fact:
 
 
 def mask_words(fingerprint: Any) -> str:
-    """What made masks, from their fingerprint: "SAM (vit_t, ec60c0cdc1e6)" or "superpixels"."""
-    if fingerprint is None:
-        return "masks of unknown origin"
-    model, digest = setting(fingerprint, "weights.model"), setting(fingerprint, "weights.sha256")
-    return f"SAM ({model}, sha256 {short(digest)})" if model else "superpixels, not SAM"
+    """What made masks, from their fingerprint: "SAM (vit_t, sha256 ec60c0cdc1e6)" or "superpixels,
+    not SAM".
+    """
+    return disclosure.masks_words(origin.masks_made_by(fingerprint)[1])
 
 
-def protocol(sources: RunFiles, refinement: RefinementFacts, origin: LabelOrigin) -> Protocol:
-    """Fully unsupervised, or with SAM, told from the settings of the stages."""
-    facts = [origin.words, _about_refinement(sources, refinement)]
+def chain_of_results(sources: RunFiles, refinement: RefinementFacts) -> origin.Chain:
+    """The chain of the label maps that are shown; of the run's segmenter where there are none."""
+    own: dict[str, origin.Chain] = {}
+    if sources.checkpoint_sha256 is not None:
+        path = sources.run.segmenter / CHECKPOINT
+        own[sources.checkpoint_sha256] = origin.chain_of(path, sources.checkpoint_sha256)
+    if sources.after is None:
+        return origin.merged(*own.values()) or [origin.unrecorded("the run")]
+    looked_at = bool(refinement.images or refinement.unrecorded)
+    used = refinement.used if looked_at else label_origin.fingerprints(sources.after)
+    chain = label_origin.chain_of_labels(sources.after, used, own)
+    if refinement.unrecorded and used:
+        chain = [*chain, origin.unrecorded(f"{refinement.unrecorded} label maps without a record")]
+    return chain
+
+
+def protocol(
+    sources: RunFiles, refinement: RefinementFacts, chain: origin.Chain, chosen_in_run: str = ""
+) -> Protocol:
+    """What kind of result it is, told from the chain of its label maps and from nothing else.
+
+    Args:
+        chosen_in_run: what ground truth decided in this run folder, which counts where the chain
+            does not tell.
+    """
+    notes = [f"{note[:1].upper()}{note[1:]}." for note in disclosure.notes(chain)]
+    facts = [f"Made by: {disclosure.steps(chain)}.", *notes, _about_refinement(sources, refinement)]
     folder = sources.result or sources.after
     matched = json_or_empty(folder / ORIGIN).get("split") if folder else None
-    decided = [origin.ground_truth, matched_by(matched)]
-    chosen = "; ".join(filter(None, decided))
-    facts.append(
-        f"Ground truth: {chosen}." if chosen else "Ground truth: no record of a use of masks."
-    )
-    used = (origin.masks, _masks_of_refinement(sources, refinement))
-    if any(use == "sam" for use in used):
-        head = "With SAM, which was trained on masks that people made: not fully unsupervised"
-    elif any(use is None for use in used):
-        head = "Not known: settings are missing that would tell whether SAM took part"
-    else:
-        head = "Fully unsupervised: neither SAM nor another network trained on people’s labels"
-    return Protocol(head, facts)
+    unknown = origin.unknown_links(chain)
+    decided = [*disclosure.ground_truth(chain), chosen_in_run if unknown else ""]
+    chosen = "; ".join(filter(None, dict.fromkeys([*decided, matched_by(matched)])))
+    rest = "what else it chose is not known" if chosen else "what it chose is not known"
+    parts = [chosen, rest if unknown else ""]
+    words = "; ".join(filter(None, parts)) or "no record of a use of masks"
+    return Protocol(disclosure.headline(chain), [*facts, f"Ground truth: {words}."])
 
 
-def provenance(sources: RunFiles, refinement: RefinementFacts) -> list[Fact]:
+def provenance(sources: RunFiles, refinement: RefinementFacts, chain: origin.Chain) -> list[Fact]:
     """Files and settings that decide the result, and what they are."""
     settings, ledger = sources.settings, refinement.settings
     checkpoint = ledger.get("checkpoint_sha256") or sources.checkpoint_sha256
@@ -76,6 +94,8 @@ def provenance(sources: RunFiles, refinement: RefinementFacts) -> list[Fact]:
         ("trunk of the segmenter", setting(settings, "arch")),
         ("segmenter, sha256", short(checkpoint) if checkpoint else None),
         ("seed", setting(settings, "seed")),
+        ("runs and seeds", origin.seed_words(chain)),
+        ("learnt from", disclosure.training_data(chain)),
         ("masks of refinement", mask_words(ledger["masks"]) if "masks" in ledger else None),
         ("settings of masks", _listed(setting(ledger, "masks.generator"))),
         ("settings of prediction", _listed(ledger.get("predict"))),
@@ -98,24 +118,12 @@ def method_text(sources: RunFiles) -> str:
         return ""
 
 
-def _masks_of_refinement(sources: RunFiles, refinement: RefinementFacts) -> str | None:
-    """What masks the refinement used: "sam", another source, "none", or None: not known."""
-    if sources.before is None:
-        return "none"
-    if "masks" in refinement.settings:
-        is_sam = setting(refinement.settings, "masks.weights.model") is not None
-        return "sam" if is_sam else "superpixels"
-    return setting(sources.settings, "masks.source")
-
-
 def _about_refinement(sources: RunFiles, refinement: RefinementFacts) -> str:
     if sources.before is None:
         return "Refinement: none; these are the segmenter's own predictions."
     if "masks" in refinement.settings:
         return f"Refinement: by masks of {mask_words(refinement.settings['masks'])}."
-    source = setting(sources.settings, "masks.source")
-    words = {"sam": "SAM", None: "masks of unknown origin"}.get(source, source)
-    return f"Refinement: by {words}, as the run's settings say; the label maps have no record."
+    return "Refinement: by masks of unknown origin; the label maps have no record."
 
 
 def _listed(settings: Any) -> str | None:

@@ -36,6 +36,12 @@ class RefinementFacts:
     images: dict[str, ImageFacts]
     settings: dict[str, Any]  # those that most of them were made under
     other_settings: int  # images that were made under others
+    unrecorded: int = 0  # images whose label map no ledger records
+
+    @property
+    def used(self) -> list[str]:
+        """Fingerprints of all settings that the images were made under."""
+        return sorted({facts.settings for facts in self.images.values()})
 
     @property
     def rules(self) -> Counter[str]:
@@ -67,7 +73,8 @@ def refinement_facts(labels: Path, looks: Sequence[ImageSummary]) -> RefinementF
             images[each.key] = made
     used = Counter(facts.settings for facts in images.values()).most_common()
     settings = json_or_empty(labels / LEDGER_FOLDER / used[0][0] / SETTINGS_FILE) if used else {}
-    return RefinementFacts(images, settings, sum(count for _, count in used[1:]))
+    unrecorded = sum(each.crc is not None and each.key not in images for each in looks)
+    return RefinementFacts(images, settings, sum(count for _, count in used[1:]), unrecorded)
 
 
 class StoredMasks:

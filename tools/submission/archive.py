@@ -34,47 +34,57 @@ EXIT_PROBLEMS = 1
 # The earliest time a zip file can state: the same content gives the same bytes.
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 SHOWN_PROBLEMS = 50
+#: In ``method.txt`` for what nobody has said or recorded, and for what there is none of.
+NOT_KNOWN, NONE = "not known", "none"
 
 
 @dataclass(frozen=True)
 class Method:
-    """What ``method.txt`` tells about a submission; each field is one line of text."""
+    """What ``method.txt`` tells about a submission; each field is one line of text, None where the
+    user has said nothing.
+    """
 
-    method: str = "PASS with SAM refinement, Jittor"
-    train_data: str = "ImageNet-S, images only"
-    train_scheme: str = "unsupervised"
-    network: str = "ResNet50-UPerNet"
-    link: str = "none"
-    description: str = "none"
+    method: str | None = None
+    train_data: str | None = None
+    train_scheme: str | None = None
+    network: str | None = None
+    link: str | None = None
+    description: str | None = None
+
+    def filled(self, **known: str) -> Method:
+        """The same with the fields of ``known`` where the user has said nothing."""
+        return replace(self, **{k: v for k, v in known.items() if getattr(self, k) is None})
 
     def with_notes(self, *notes: str) -> Method:
         """The same with each note in brackets behind the description."""
-        return replace(self, description=self.description + "".join(f" ({n})" for n in notes))
+        description = self.description or NONE
+        return replace(self, description=description + "".join(f" ({n})" for n in notes))
 
     def text(self) -> str:
         """Content of the file, with the labels of the reference's own ``method.txt``."""
         lines = {
-            "Method name": self.method,
-            "Training data": self.train_data,
-            "Training scheme": self.train_scheme,
-            "Networks": self.network,
-            "Paper/Project link": self.link,
-            "Method description": self.description,
+            "Method name": self.method or NOT_KNOWN,
+            "Training data": self.train_data or NOT_KNOWN,
+            "Training scheme": self.train_scheme or NOT_KNOWN,
+            "Networks": self.network or NOT_KNOWN,
+            "Paper/Project link": self.link or NONE,
+            "Method description": self.description or NONE,
         }
         return "".join(f"{label}: {' '.join(value.split())}\n" for label, value in lines.items())
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags ``--method --train_data --train_scheme --link --description``."""
-    group = parser.add_argument_group("method.txt")
-    group.add_argument("--method", default=Method.method, help="name of the method")
-    group.add_argument("--train_data", default=Method.train_data, help="training data")
-    group.add_argument("--train_scheme", default=Method.train_scheme, help="training scheme")
-    group.add_argument("--link", default=Method.link, help="paper or project link")
-    group.add_argument("--description", default=Method.description, help="description")
+    told = "What is left out is what the label maps' record says, or not known."
+    group = parser.add_argument_group("method.txt", told)
+    group.add_argument("--method", help="name of the method")
+    group.add_argument("--train_data", help="training data")
+    group.add_argument("--train_scheme", help="training scheme")
+    group.add_argument("--link", help="paper or project link")
+    group.add_argument("--description", help="description")
 
 
-def method_from(args: argparse.Namespace, network: str = Method.network) -> Method:
+def method_from(args: argparse.Namespace, network: str | None = None) -> Method:
     """The :class:`Method` of parsed :func:`add_method_arguments` and the network's name."""
     return Method(
         method=args.method,

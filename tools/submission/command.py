@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core import log
 from core.data.layout import class_count, open_layout
+from core.pipeline import label_origin
 from core.pipeline.stage import Pipeline
 from core.scoring.matching import read_match
 from core.text import named
@@ -15,7 +16,6 @@ from tools.submission.archive import (
     EXIT_PROBLEMS,
     SHOWN_PROBLEMS,
     STAGE,
-    Method,
     add_method_arguments,
     build_zip,
     describe_ids,
@@ -23,6 +23,7 @@ from tools.submission.archive import (
     method_from,
 )
 from tools.submission.check import inspect_zip
+from tools.submission.disclosure import completed, ground_truth, notes
 
 
 def build_parser(pipeline: Pipeline) -> argparse.ArgumentParser:
@@ -41,7 +42,7 @@ def build_parser(pipeline: Pipeline) -> argparse.ArgumentParser:
     missing = "fill missing predictions with background, and say so in method.txt"
     build.add_argument("--allow-missing", action="store_true", help=missing)
     add_method_arguments(build)
-    build.add_argument("--network", default=Method.network, help="networks")
+    build.add_argument("--network", help="networks")
     for command in (check, build):
         flags.add_place(command, flags.DATA, "data set folder", required=True)
         flags.add_place(command, flags.SPLIT, "split that the archive covers", required=True)
@@ -67,7 +68,10 @@ def main(arguments: list[str], pipeline: Pipeline) -> int:
 
 def _build(args: argparse.Namespace, num_classes: int) -> int:
     items = open_layout(args.data).images(args.split)
-    method = method_from(args, args.network)
+    used = label_origin.fingerprints(args.predictions)
+    chain = label_origin.chain_of_labels(args.predictions, used)
+    method = completed(method_from(args, args.network), chain)
+    method = method.with_notes(*notes(chain), *ground_truth(chain))
     substitutes = {}
     if args.allow_missing:
         missing = [item for item in items if not (args.predictions / f"{item.key}.png").is_file()]

@@ -15,12 +15,12 @@ from core import log
 from core.data.items import ImageItem
 from core.data.layout import open_layout
 from core.errors import UserError
-from core.files import read_json, write_json
+from core.files import number, read_json, write_json
 from core.scoring.matching import read_match, write_match
 from core.text import named
 from core.version import VERSION
 from core.work.worklist import Worklist
-from tools.evaluate.table import EvaluationResult
+from tools.evaluate.table import EvaluationResult, match_words
 from tools.submission.archive import Method, build_zip
 from tools.submission.check import check_zip
 
@@ -73,7 +73,7 @@ def keep_evaluation(
             "checkpoint_sha256": checkpoint_sha256,
         }
         write_json(folder / ORIGIN, origin)
-    content = {name: result.to_dict() for name, result in results.items()}
+    content = {name: {**result.to_dict(), "split": split} for name, result in results.items()}
     write_json(evaluation_path(folder, split), content)
 
 
@@ -108,11 +108,24 @@ def read_evaluation(folder: Path, split: str, *needed: str) -> dict[str, Any]:
 
 
 def print_scores(folder: Path, split: str) -> None:
-    """Print the mIoUs that :func:`keep_evaluation` left."""
+    """Print the mIoUs that :func:`keep_evaluation` left, and what they are to be compared with."""
     content = read_evaluation(folder, split)
     for name, result in sorted(content.items(), reverse=True):  # "before" first
         title = f"mIoU {name.replace('_', ' ')} ({split})"
         print(f"{title}: {100 * result['miou']:.2f}", flush=True)
+    for line in baseline_lines(content):
+        print(line, flush=True)
+
+
+def baseline_lines(content: Mapping[str, Any]) -> list[str]:
+    """What the mIoUs of an evaluation file are to be compared with, and how clusters were named for
+    them; earlier versions kept less.
+    """
+    entries = [entry for entry in content.values() if isinstance(entry, dict)]
+    trivial = next((number(entry.get("background_miou")) for entry in entries), None)
+    lines = [] if trivial is None else [f"mIoU of background everywhere: {100 * trivial:.2f}"]
+    ways = dict.fromkeys(entry.get("matched_here") is True for entry in entries)
+    return lines + [f"match: {match_words(way)}" for way in ways]
 
 
 def matched_by(split: str | None) -> str:

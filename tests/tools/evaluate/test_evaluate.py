@@ -222,3 +222,42 @@ def test_a_bad_file_is_named_by_a_worker_too(data, predictions):
         evaluate(predictions, data, "validation", CLASSES, workers=2)
     with pytest.raises(UserError, match="at least 1"):
         evaluate(predictions, data, "validation", CLASSES, workers=0)
+
+
+def test_scores_state_what_they_are_to_be_compared_with(data, predictions, tmp_path, capsys):
+    """The trivial map's score, the split, how clusters were matched, and which seed it was."""
+    truths = [
+        load_label(mask_path(data, "validation", i.key)) for i in list_images(data / "validation")
+    ]
+    judged = np.concatenate([truth[truth != IGNORE] for truth in truths])
+    trivial = (judged == 0).mean() / (CLASSES + 1)
+    command = ["evaluate", "--data", str(data), "--predictions", str(predictions)]
+    output = tmp_path / "scores.json"
+    assert main([*command, "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert f"trivial    {100 * trivial:.2f}  mIoU of background everywhere" in said
+    assert "split      validation" in said and "by the same masks that judge" in said
+    assert "seeds      one run, seed not known: no mean and no spread" in said
+    content = json.loads(output.read_text())
+    assert content["background_miou"] == pytest.approx(trivial)
+    assert (content["split"], content["matched_here"], content["seeds"]) == ("validation", True, [])
+
+    for item in list_images(data / "validation"):
+        mask = load_label(mask_path(data, "validation", item.key))
+        save_label(tmp_path / "empty" / f"{item.key}.png", np.zeros_like(mask))
+    empty = evaluate(tmp_path / "empty", data, "validation", CLASSES)
+    assert empty.scores.miou == pytest.approx(trivial) == empty.scores.background_miou
+
+    assert main([*command, "--curve", "--output", str(output)]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "of validation, chosen by the same masks that judge" in said
+    assert f"(background everywhere {100 * trivial:.2f})" in said
+    assert json.loads(output.read_text())["background_miou"] == pytest.approx(trivial)
+    assert main([*command, "--compare", str(tmp_path / "empty")]) == 0
+    said = capsys.readouterr().out
+    assert (
+        said.startswith("split validation; match found on these images")
+        and "background everywhere" in said
+    )
+    assert main([*command, "--ids", "classes"]) == 0
+    assert "match      not found on these images" in capsys.readouterr().out

@@ -28,14 +28,12 @@ from tests.conftest import ROOT
 from tests.helpers.report_runs import CLASSES, MASKS, SmallRun, make_run
 from tools.evaluate.compare import compare
 from tools.evaluate.folder import evaluate
-from tools.report import command, provenance
+from tools.report import command
 from tools.report.collect import PageData, collect
 from tools.report.page import points, render
-from tools.report.refinement import RefinementFacts
-from tools.report.run_files import Request, RunFiles, find
+from tools.report.run_files import Request, find
 from tools.submission.results import evaluation_path
 from uss.pipeline import PIPELINE
-from uss.pseudo_labels import report_extras
 
 
 class Page(HTMLParser):
@@ -337,36 +335,6 @@ def test_facts_of_label_maps_that_were_replaced_do_not_count(own: SmallRun) -> N
     refinement = content_of(own).refinement
     assert refinement is not None and item.key not in refinement.images
     assert len(refinement.images) == 5
-
-
-def source(name: str) -> dict[str, Any]:
-    return {"masks": {"source": name}, "pseudo_labels": {"per_mask": name != "pixels"}}
-
-
-@pytest.mark.parametrize(
-    "training, refined_by, headline",
-    [
-        ("sam", MASKS, "With SAM"),
-        ("pixels", MASKS, "With SAM"),
-        ("sam", None, "With SAM"),
-        ("pixels", None, "Fully unsupervised"),
-        ("superpixels", {"kind": "superpixels"}, "Fully unsupervised"),
-        ("", None, "Not known"),
-    ],
-)
-def test_the_protocol_is_stated_plainly(
-    training: str, refined_by: Any, headline: str, tmp_path: Path
-) -> None:
-    from uss.paths import RunFolder
-
-    run = RunFolder(tmp_path)
-    sources = RunFiles(run, PIPELINE, source(training) if training else {}, None)
-    settings = {}
-    if refined_by is not None:
-        sources.before, settings = tmp_path, {"masks": refined_by}
-    origin = report_extras(run, sources.settings).origin
-    found = provenance.protocol(sources, RefinementFacts({}, settings, 0), origin)
-    assert found.headline.startswith(headline)
 
 
 def test_looking_for_stored_masks_writes_nothing(tmp_path: Path) -> None:
