@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> int:
     """Run on the command line's arguments; returns the exit code."""
     options = _parser().parse_args(arguments)
     run = RunFolder(_run_folder(options).absolute())
+    run.require_known()
     pretrained = _segmenter(options, run)
     job = RefinedRun(
         data_path=options.data.absolute(),

@@ -22,6 +22,7 @@ from core.data.loader import Loader
 from core.errors import UserError
 from core.files import atomic_write, read_json, sha256_of, write_json
 from core.kmeans import assign, kmeans, unit_rows
+from core.schema import stamped, unstamped
 from core.scoring.matching import match_single_labels
 from core.work.ledger import SETTINGS_FILE
 from uss import paths
@@ -67,7 +68,7 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
         log.info(STAGE, f"already finished with these settings: {folder}")
     else:
         _cluster(config, checkpoint, splits, folder)
-        write_json(folder / SETTINGS_FILE, settings)
+        write_json(folder / SETTINGS_FILE, stamped(settings))
 
 
 def agreement(clusters: np.ndarray, classes: np.ndarray) -> tuple[float, float]:
@@ -111,7 +112,8 @@ def _finished(folder: Path, settings: dict[str, Any], splits: list[str]) -> bool
     names = [CENTROIDS, SETTINGS_FILE, *(LISTS[split] for split in splits)]
     if not all((folder / name).is_file() for name in names):
         return False
-    return read_json(folder / SETTINGS_FILE, "the settings of a clustering") == settings
+    path = folder / SETTINGS_FILE
+    return unstamped(read_json(path, "the settings of a clustering"), path) == settings
 
 
 def _cluster(

@@ -16,6 +16,7 @@ from core.data.images import MAX_PIXELS
 from core.errors import UserError
 from core.files import json_or_empty, sha256_of, sha256_of_json, write_json
 from core.pipeline.folders import VALIDATION, ResultFolder
+from core.schema import stamped, unstamped
 from core.scoring.matching import match_text
 from core.work.worklist import Worklist
 from refine.label_split import AnyRefiner, Outcome
@@ -159,7 +160,7 @@ class Archive:
             "images": len(outcome.items),
             "sha256": sha256_of(job.archive),
         }
-        write_json(job.record, record)
+        write_json(job.record, stamped(record))
 
     def _missing(self) -> list[ImageItem]:
         return [item for item in self._outcome.items if item.key in self._outcome.failed]
@@ -182,7 +183,7 @@ class Archive:
 
     def _is_current(self, inputs: str) -> bool:
         """Whether the archive on disk is the one that this run would make."""
-        record = json_or_empty(self._job.record)
+        record = unstamped(json_or_empty(self._job.record), self._job.record)
         if record.get("inputs") != inputs:
             return False
         try:

@@ -2,7 +2,7 @@
 
 ::
 
-    <folder>/.ledger/<fingerprint of the settings>/settings.json
+    <folder>/.ledger/<fingerprint of the settings>/settings.json    with the schema
     <folder>/.ledger/<fingerprint of the settings>/<host>-<pid>-<chance>.jsonl
 
 Every process appends to a file of its own, a JSON object a line: a finished item with size and
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.errors import UserError
-from core.files import file_system_time, read_json, write_json
+from core.files import file_system_time, json_or_empty, read_json, write_json
+from core.schema import stamped, unstamped
 
 LEDGER_FOLDER = ".ledger"
 SETTINGS_FILE = "settings.json"
@@ -65,7 +66,8 @@ class Ledger:
             if path.parent == own.folder:
                 continue
             try:
-                ledger = Ledger(root, read_json(path, "the settings of earlier results"))
+                settings = read_json(path, "the settings of earlier results")
+                ledger = Ledger(root, unstamped(settings, path))
             except UserError:
                 continue
             if ledger.folder == path.parent:
@@ -77,10 +79,13 @@ class Ledger:
         """Make the ledger's folder, read what is there; returns the file system's time (Unix s).
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder cannot be written, or a newer version of the project has worked in
+                it.
         """
+        for path in sorted(self.folder.parent.glob(f"*/{SETTINGS_FILE}")):
+            unstamped(json_or_empty(path), path)
         try:
-            write_json(self.folder / SETTINGS_FILE, self.settings)
+            write_json(self.folder / SETTINGS_FILE, stamped(self.settings))
             now = file_system_time(self.folder)
         except OSError as error:
             raise UserError(
