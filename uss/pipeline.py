@@ -22,6 +22,12 @@ _PRETRAINED = Flag(
     argument="given_checkpoint",
     options={"type": Path},
 )
+_KEEP_FEATURES = Flag(
+    ("--keep-features",),
+    "leave the blocks of features on disk when the stage is finished",
+    argument="keep_features",
+    options={"action": "store_true"},
+)
 _ATTENTION_THRESHOLD = Flag(
     ("--threshold", "-t"),
     "fraction below which attention counts as 0 (default: the preset's)",
@@ -114,7 +120,7 @@ CLUSTER = Stage(
     per_trunk=True,
     script="train_1.sh, train_2.sh",
     product="centres",
-    flags=(_PRETRAINED, _ATTENTION_THRESHOLD),
+    flags=(_PRETRAINED, _ATTENTION_THRESHOLD, _KEEP_FEATURES),
     cost=Cost(
         network=PIXEL_ATTENTION.section,
         pixels=lambda config: config.cluster.crop**2,
@@ -238,7 +244,7 @@ DISTANCE_MATCHING = Stage(
     module="uss.distance_matching",
     kind=Kind.PER_IMAGE,
     section="distance_matching",
-    flags=(_PRETRAINED, _split(VALIDATION)),
+    flags=(_PRETRAINED, _split(VALIDATION), _KEEP_FEATURES),
 )
 
 
