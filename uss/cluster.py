@@ -10,7 +10,8 @@ and a stopped run keeps. One process then finds the centres, from the file that 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from core.data.loader import Loader
 from core.errors import UserError
 from core.files import atomic_write, read_json, sha256_of, write_json
 from core.kmeans import assign, kmeans, unit_rows
+from core.pipeline.rehearsal import Look
 from core.schema import stamped, unstamped
 from core.scoring.matching import match_single_labels
 from core.work.blocks import Blocks, Rows, remove, sha256_of_items
@@ -41,6 +43,9 @@ from uss.pipeline import CLUSTER
 STAGE = CLUSTER.command
 LISTS = {"train": "train_labeled.txt", "validation": "val_labeled.txt"}
 _PRODUCT = "centres"
+# What the doctor measures of k-means: features, and rounds of Lloyd's algorithm; and the bytes that
+# the search holds of each feature.
+_POINTS, _ROUNDS, _SEARCH_BYTES = 4096, 4, 20
 # Settings of the section that decide a feature.
 _OF_FEATURES = ("batch_size", "resize", "square", "crop")
 #: At least so many images make a block of features; always whole batches.
@@ -85,6 +90,42 @@ def run(config: Config, data: Path, run: RunFolder, keep_features: bool = False)
         _cluster(config, checkpoint, splits, folder, run.features(config.arch), settings)
     if not keep_features:
         remove(run.features(config.arch))
+
+
+def look(config: Config, photo: ImageItem, counts: Mapping[str, int]) -> Look:
+    """For the doctor: the network with random weights, and k-means of a few features."""
+    from core.runtime import jt
+    from uss.pixel_attention import network
+
+    section, images = config.cluster, sum(counts.get(split, 0) for split in LISTS)
+    model = network(config)
+    model.eval()
+    width = model.channels[3]
+
+    def encode(batch: Any) -> np.ndarray:
+        with jt.no_grad():
+            return model.cluster_feature(
+                jt.array(batch[0]), config.pixel_attention.threshold
+            ).numpy()
+
+    def finish() -> float:
+        points = np.random.default_rng(0).standard_normal((_POINTS, width), np.float32)
+        clusters = min(config.num_classes, _POINTS)
+        kmeans(points, clusters, 1, 1, config.seed)  # starts its threads
+        started = time.monotonic()
+        kmeans(points, clusters, _ROUNDS, 1, config.seed)
+        pass_s = (time.monotonic() - started) / _ROUNDS / _POINTS * config.num_classes / clusters
+        return pass_s * counts.get("train", 0) * section.iterations * section.redo
+
+    return Look(
+        images=images,
+        encode=encode,
+        dataset=EvalDataset([photo], section.resize, section.crop, section.square),
+        batch_size=section.batch_size,
+        finish=finish,
+        memory_mib=images * _SEARCH_BYTES / 2**20,
+        disk_mib=2 * images * width * 4 / 2**20,
+    )
 
 
 def agreement(clusters: np.ndarray, classes: np.ndarray) -> tuple[float, float]:

@@ -12,6 +12,8 @@ processes make together and a stopped run keeps.
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from core.data.label_maps import IGNORE, png_of_label
 from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import sha256_of
+from core.pipeline.rehearsal import Look
 from core.scoring.matching import identity_match
 from core.work.blocks import Blocks, Rows, remove, sha256_of_items
 from core.work.worklist import Worklist
@@ -43,6 +46,9 @@ STAGE = DISTANCE_MATCHING.command
 LABELLED = "train-semi"
 #: Images of a block of regions.
 BLOCK_IMAGES = 64
+# ImageNet-S has masks of ten training images of each class; each shows background and an object or
+# two.
+_EXAMPLES, _REGIONS = 10, 3
 # Similarities of regions to pixels that are held at a time: 128 MiB of float32.
 _SIMILARITIES = 1 << 25
 _TRUNK = ("conv1.", "bn1.", "layer")
@@ -114,23 +120,63 @@ def run(
             results.print_scores(folder, split)
 
 
+def look(config: Config, photo: ImageItem, counts: Mapping[str, int]) -> Look:
+    """For the doctor: the trunk with random weights, and the votes of as many regions."""
+    features = TrunkFeatures(None, config.arch, config.distance_matching.resize)
+    examples = counts.get(LABELLED, 0) or _EXAMPLES * config.num_classes
+    grid = features(load_rgb(photo.path))
+    pixels, regions, width = grid.reshape(len(grid), -1), _REGIONS * examples, len(grid)
+    validation = counts.get("validation", 0)
+
+    def finish() -> float:
+        bank = np.random.default_rng(0).standard_normal((regions, width), np.float32)
+        started = time.monotonic()
+        _nearest_labels(config, bank, np.arange(regions) % (config.num_classes + 1), pixels)
+        return (time.monotonic() - started) * validation
+
+    return Look(
+        images=examples + validation,
+        encode=lambda batch: features(batch[0][0]),
+        dataset=_Photo(photo),
+        batch_size=1,
+        finish=finish,
+        # Similarities, and their order as int64 beside a copy.
+        memory_mib=4 * 4 * min(_SIMILARITIES, regions * pixels.shape[1]) / 2**20,
+        disk_mib=2 * regions * width * 4 / 2**20,
+    )
+
+
+class _Photo:
+    """A data set of one image as it is."""
+
+    def __init__(self, photo: ImageItem) -> None:
+        self._photo = photo
+
+    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """(uint8 (H, W, 3),)."""
+        del index, rng  # there is one, as it is
+        return (load_rgb(self._photo.path),)
+
+
 class TrunkFeatures:
-    """Features of pixels: the last map of the trunk of a checkpoint, enlarged 4 times, unit length.
+    """Features of pixels: the last map of the trunk of a checkpoint (None: of random weights),
+    enlarged 4 times, unit length.
 
     Raises:
         UserError: the file has no trunk of ``arch``.
     """
 
-    def __init__(self, checkpoint: Path, arch: str, resize: int) -> None:
+    def __init__(self, checkpoint: Path | None, arch: str, resize: int) -> None:
         from models.resnet import ResNet
 
-        state = state_dict_of(checkpoint)
-        found = arch_of(state, checkpoint)
-        if found != arch:
-            raise UserError(f"{checkpoint}: its trunk is a {found}, but {arch} was asked for")
         self._model = ResNet(arch)
-        trunk = {key: value for key, value in state.items() if key.startswith(_TRUNK)}
-        load_state(self._model, trunk, str(checkpoint))
+        if checkpoint is not None:
+            state = state_dict_of(checkpoint)
+            found = arch_of(state, checkpoint)
+            if found != arch:
+                raise UserError(f"{checkpoint}: its trunk is a {found}, but {arch} was asked for")
+            trunk = {key: value for key, value in state.items() if key.startswith(_TRUNK)}
+            load_state(self._model, trunk, str(checkpoint))
         self._model.eval()
         self._resize = resize
 

@@ -125,6 +125,7 @@ CLUSTER = Stage(
         network=PIXEL_ATTENTION.section,
         pixels=lambda config: config.cluster.crop**2,
         splits=(TRAIN, VALIDATION),
+        measured=True,
     ),
 )
 MASKS = Stage(
@@ -245,6 +246,12 @@ DISTANCE_MATCHING = Stage(
     kind=Kind.PER_IMAGE,
     section="distance_matching",
     flags=(_PRETRAINED, _split(VALIDATION), _KEEP_FEATURES),
+    cost=Cost(
+        network=PRETRAIN.section,
+        pixels=lambda config: _photo(config.distance_matching.resize),
+        splits=("train-semi", VALIDATION),
+        measured=True,
+    ),
 )
 
 
@@ -271,6 +278,11 @@ def _recipe(name: str) -> list[tuple[Stage, Config]]:
         (PSEUDO_LABELS, small),
         *((stage, large) for stage in (FINETUNE, PREDICT, REFINE)),
     ]
+
+
+def _beside(name: str) -> list[tuple[Stage, Config]]:
+    """Distance matching scores the larger trunk, the one that the segmenter starts from."""
+    return [(DISTANCE_MATCHING, presets.preset(name))]
 
 
 def commands_after_split(
@@ -328,6 +340,7 @@ PIPELINE = Pipeline(
     maps={"attention": "uss.attention_maps:AttentionMaps"},
     report_extras="uss.pseudo_labels:report_extras",
     recipe=_recipe,
+    beside=_beside,
     published_counts=presets.published_counts,
     commands_after_split=commands_after_split,
     demo_data="uss.presets:demo_data",
