@@ -183,19 +183,20 @@ def _cluster(
 ) -> None:
     """Return when the product is there, made here or by another process."""
     model = load_pixel_attention(checkpoint, config.arch)
-    # An older result must not count as finished while the work on a newer one goes on.
-    (folder / SETTINGS_FILE).unlink(missing_ok=True)
 
     def is_finished() -> bool:
         return _finished(folder, settings, list(splits))
 
+    if not is_finished():
+        # An older result must not count as finished while the work on a newer one goes on.
+        (folder / SETTINGS_FILE).unlink(missing_ok=True)
     size = config.cluster.batch_size * -(-BLOCK_IMAGES // config.cluster.batch_size)
     blocks = {}
     for split, items in splits.items():
         decisive = {
             **{name: settings[name] for name in ("attention_threshold", "checkpoint_sha256")},
             **{name: settings["cluster"][name] for name in _OF_FEATURES},
-            "images_sha256": sha256_of_items(items, lambda item: item.path.stat().st_size),
+            "images_sha256": sha256_of_items(items),
         }
         blocks[split] = Blocks(features, decisive, len(items), size)
         with contextlib.closing(_Encoder(config, model, split, items)) as encode:

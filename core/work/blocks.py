@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -172,11 +173,19 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def sha256_of_items(items: Iterable[ImageItem], content: Callable[[ImageItem], Any]) -> str:
-    """Hex SHA-256 of a list of images: the key of each and what ``content`` says of it (JSON)."""
+def sha256_of_items(
+    items: Iterable[ImageItem], more: Callable[[ImageItem], Any] = lambda item: None
+) -> str:
+    """Hex SHA-256 of a list of images: key and size in bytes of each, and what else there is to say
+    of it (JSON); where an image cannot be read, that stands for its size.
+    """
     digest = hashlib.sha256()
     for item in items:
-        digest.update(json.dumps([item.key, content(item)]).encode())
+        try:
+            size = os.stat(item.path).st_size
+        except OSError:
+            size = -1
+        digest.update(json.dumps([item.key, size, more(item)]).encode())
     return digest.hexdigest()
 
 

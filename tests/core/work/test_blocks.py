@@ -197,11 +197,14 @@ def test_nothing_is_made_for_a_product_that_is_there(tmp_path: Path) -> None:
 
 
 def test_a_list_is_told_from_another(tmp_path: Path) -> None:
-    items = [ImageItem(tmp_path / name, name) for name in ("a", "b")]
-    sizes = {"a": 1, "b": 2}
-    found = sha256_of_items(items, lambda item: sizes[item.key])
-    assert found != sha256_of_items(items[::-1], lambda item: sizes[item.key])
-    assert found != sha256_of_items(items, lambda item: 1)
+    items = [ImageItem(tmp_path / name, name) for name in ("a", "b", "gone")]
+    for item in items[:2]:
+        item.path.write_bytes(b"1")
+    found = sha256_of_items(items)
+    assert found == sha256_of_items(items) != sha256_of_items(items[::-1])
+    assert found != sha256_of_items(items, lambda item: "a mask")
+    items[1].path.write_bytes(b"12")
+    assert found != sha256_of_items(items)
     folders = {Blocks(tmp_path, {"images": digest}, 2, 1).folder for digest in (found, "other")}
     folders |= {Blocks(tmp_path, {"images": found}, 2, 2).folder}
     assert len(folders) == 3
