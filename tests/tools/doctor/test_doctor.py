@@ -375,7 +375,7 @@ def test_estimate_of_a_tiny_preset() -> None:
     }
     assert [name for name, row in rows.items() if row["beside"]] == ["distance-matching resnet50"]
     for name in ("cluster resnet50", "distance-matching resnet50"):
-        assert rows[name]["memory_mib"] > 300 and rows[name]["disk_mib"] > 0
+        assert rows[name]["memory_mib"] > 100 and rows[name]["disk_mib"] > 0
     assert rows["cluster resnet50"]["disk_mib"] == 4 * rows["cluster resnet18"]["disk_mib"]
     assert all(row["seconds"] > 0 for row in rows.values())
     assert rows["pretrain resnet50"]["seconds"] > rows["pretrain resnet18"]["seconds"]
