@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
     """Run on the command line's arguments; returns the exit code."""
     options = _parser().parse_args(arguments)
     run = RunFolder(_run_folder(options).absolute(), given_checkpoint=options.pretrained)
+    run.require_known()
     pretrained = segmenter_input(run).absolute()
     job = RefinedRun(
         data_path=options.data.absolute(),

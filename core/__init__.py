@@ -22,6 +22,7 @@ memory         memory of this process and what the machine has left
 packages       ends a command in one line where packages are missing
 pictures       label colours, overlays, and sheets of pictures for people
 runtime        starts Jittor, on the CPU or on a GPU; nobody else imports it
+schema         the number of the form in which folders are recorded; newer ones are refused
 text           durations and lists of names, as people read them
 version        the version of this program
 """

@@ -16,7 +16,10 @@ def kmeans(
     """Find centres that minimise the squared Euclidean distances; on a GPU where faiss sees one.
 
     Args:
-        features: (N, D) float32, N >= clusters.
+        features: (N, D) float32, N >= clusters. A file that is mapped into memory is read in its
+            place, ``iterations * redo`` times, and never copied; beside it, the search needs 20
+            bytes a feature. faiss's own sampling (256 features a centre) stays off, so that every
+            feature counts and the result does not depend on where the features lie.
         clusters: number of centres.
         iterations: steps of Lloyd's algorithm from each start.
         redo: number of random starts; the result of the best one is returned.

@@ -129,6 +129,7 @@ def run_stage(pipeline: Pipeline, stage: Stage, arguments: list[str]) -> int:
     # Files that the user names instead of the run's own belong to the run folder.
     files = {name: given.pop(name) for name in list(given) if name.startswith("given_")}
     run = pipeline.run_folder((options.run or RUNS / options.preset).absolute(), **files)
+    run.require_known()
     if not options.data.is_dir():
         raise UserError(
             f"data folder {options.data} does not exist; name it with DATA=... or --data"

@@ -2,11 +2,16 @@
 
 The centres come from the training images alone; validation images are assigned to them. Class
 folders are read only to report how well the clusters agree with them, never to form them.
+
+Features go to disk in blocks (``core.work.blocks``), which any number of processes make together
+and a stopped run keeps. One process then finds the centres, from the file that all blocks make up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +27,13 @@ from core.data.loader import Loader
 from core.errors import UserError
 from core.files import atomic_write, read_json, sha256_of, write_json
 from core.kmeans import assign, kmeans, unit_rows
+from core.pipeline.rehearsal import Look
+from core.schema import stamped, unstamped
 from core.scoring.matching import match_single_labels
+from core.work.blocks import Blocks, Rows, remove, sha256_of_items
+from core.work.claims import CLAIMS_FOLDER, Claims
 from core.work.ledger import SETTINGS_FILE
+from core.work.sharing import make_once
 from uss import origins, paths
 from uss.config import Config
 from uss.networks import load_pixel_attention
@@ -32,13 +42,24 @@ from uss.pipeline import CLUSTER
 
 STAGE = CLUSTER.command
 LISTS = {"train": "train_labeled.txt", "validation": "val_labeled.txt"}
+_PRODUCT = "centres"
+# What the doctor measures of k-means: features, and rounds of Lloyd's algorithm; and the bytes that
+# the search holds of each feature.
+_POINTS, _ROUNDS, _SEARCH_BYTES = 4096, 4, 20
+# Settings of the section that decide a feature.
+_OF_FEATURES = ("batch_size", "resize", "square", "crop")
+#: At least so many images make a block of features; always whole batches.
+BLOCK_IMAGES = 1024
 
 
-def run(config: Config, data: Path, run: RunFolder) -> None:
+def run(config: Config, data: Path, run: RunFolder, keep_features: bool = False) -> None:
     """Cluster the training images; writes centroids.npy (C, C4) float32 and the two lists.
 
     A list has a line ``<class folder>/<file> k`` for each image, k counted from 0. A finished run
-    with the same settings is left alone.
+    with the same settings is left alone. Several processes may run this at once.
+
+    Args:
+        keep_features: leave the features (``run.features``) on disk; they are removed otherwise.
 
     Raises:
         UserError: settings that cannot work (a crop larger than what it is cut from, an attention
@@ -66,9 +87,45 @@ def run(config: Config, data: Path, run: RunFolder) -> None:
     if _finished(folder, settings, list(splits)):
         log.info(STAGE, f"already finished with these settings: {folder}")
     else:
-        _cluster(config, checkpoint, splits, folder)
-        origins.record_clustering(run, config, data, checkpoint, settings)
-        write_json(folder / SETTINGS_FILE, settings)
+        _cluster(config, data, checkpoint, splits, run, settings)
+    if not keep_features:
+        remove(run.features(config.arch))
+
+
+def look(config: Config, photo: ImageItem, counts: Mapping[str, int]) -> Look:
+    """For the doctor: the network with random weights, and k-means of a few features."""
+    from core.runtime import jt
+    from uss.pixel_attention import network
+
+    section, images = config.cluster, sum(counts.get(split, 0) for split in LISTS)
+    model = network(config)
+    model.eval()
+    width = model.channels[3]
+
+    def encode(batch: Any) -> np.ndarray:
+        with jt.no_grad():
+            return model.cluster_feature(
+                jt.array(batch[0]), config.pixel_attention.threshold
+            ).numpy()
+
+    def finish() -> float:
+        points = np.random.default_rng(0).standard_normal((_POINTS, width), np.float32)
+        clusters = min(config.num_classes, _POINTS)
+        kmeans(points, clusters, 1, 1, config.seed)  # starts its threads
+        started = time.monotonic()
+        kmeans(points, clusters, _ROUNDS, 1, config.seed)
+        pass_s = (time.monotonic() - started) / _ROUNDS / _POINTS * config.num_classes / clusters
+        return pass_s * counts.get("train", 0) * section.iterations * section.redo
+
+    return Look(
+        images=images,
+        encode=encode,
+        dataset=EvalDataset([photo], section.resize, section.crop, section.square),
+        batch_size=section.batch_size,
+        finish=finish,
+        memory_mib=images * _SEARCH_BYTES / 2**20,
+        disk_mib=2 * images * width * 4 / 2**20,
+    )
 
 
 def agreement(clusters: np.ndarray, classes: np.ndarray) -> tuple[float, float]:
@@ -112,18 +169,59 @@ def _finished(folder: Path, settings: dict[str, Any], splits: list[str]) -> bool
     names = [CENTROIDS, SETTINGS_FILE, *(LISTS[split] for split in splits)]
     if not all((folder / name).is_file() for name in names):
         return False
-    return read_json(folder / SETTINGS_FILE, "the settings of a clustering") == settings
+    path = folder / SETTINGS_FILE
+    return unstamped(read_json(path, "the settings of a clustering"), path) == settings
 
 
 def _cluster(
-    config: Config, checkpoint: Path, splits: dict[str, list[ImageItem]], folder: Path
+    config: Config,
+    data: Path,
+    checkpoint: Path,
+    splits: dict[str, list[ImageItem]],
+    run: RunFolder,
+    settings: dict[str, Any],
 ) -> None:
+    """Return when the product is there, made here or by another process."""
+    folder, features = run.cluster(config.arch), run.features(config.arch)
     model = load_pixel_attention(checkpoint, config.arch)
-    # An older result must not count as finished while its files are being replaced.
-    (folder / SETTINGS_FILE).unlink(missing_ok=True)
+
+    def is_finished() -> bool:
+        return _finished(folder, settings, list(splits))
+
+    if not is_finished():
+        # An older result must not count as finished while the work on a newer one goes on.
+        (folder / SETTINGS_FILE).unlink(missing_ok=True)
+    size = config.cluster.batch_size * -(-BLOCK_IMAGES // config.cluster.batch_size)
+    blocks = {}
+    for split, items in splits.items():
+        decisive = {
+            **{name: settings[name] for name in ("attention_threshold", "checkpoint_sha256")},
+            **{name: settings["cluster"][name] for name in _OF_FEATURES},
+            "images_sha256": sha256_of_items(items),
+        }
+        blocks[split] = Blocks(features, decisive, len(items), size)
+        with contextlib.closing(_Encoder(config, model, split, items)) as encode:
+            blocks[split].fill(encode, f"{STAGE} {split}", is_finished)
+    with Claims(folder / CLAIMS_FOLDER) as claims:
+
+        def make() -> None:
+            _write_product(config, splits, blocks, folder)
+            origins.record_clustering(run, config, data, checkpoint, settings)
+            write_json(folder / SETTINGS_FILE, stamped(settings))
+
+        make_once(claims, _PRODUCT, is_finished, make, STAGE)
+
+
+def _write_product(
+    config: Config, splits: dict[str, list[ImageItem]], blocks: dict[str, Blocks], folder: Path
+) -> None:
+    """Centres and lists, from features that are on disk."""
     centres = None
     for split, items in splits.items():
-        features, kept = _features(config, model, split, items)
+        features, indices = blocks[split].rows()
+        kept = [items[index] for index in indices]
+        if len(kept) < len(items):
+            log.warn(STAGE, f"{len(items) - len(kept)} broken images of {split} were left out")
         if centres is None:
             if len(features) < config.num_classes:
                 raise UserError(
@@ -146,34 +244,45 @@ def _cluster(
         _report(split, kept, clusters)
 
 
-def _features(
-    config: Config, model: Any, split: str, items: list[ImageItem]
-) -> tuple[np.ndarray, list[ImageItem]]:
-    """Unit features (N, C4) of the readable images and those images, in their order."""
-    from core.runtime import jt
+class _Encoder:
+    """(start, stop) -> unit features (n, C4) of the readable images among these, and their indices.
 
-    settings = config.cluster
-    dataset = EvalDataset(items, settings.resize, settings.crop, settings.square)
-    loader = Loader(
-        dataset,
-        config.cluster.batch_size,
-        config.seed,
-        config.workers,
-        drop_last=False,
-        shuffle=False,
-    )
-    rows: dict[int, np.ndarray] = {}
-    title = f"{STAGE} {split}"
-    for images, indices in log.progress(loader.epoch(0), title, loader.steps, unit="batch"):
-        with jt.no_grad():
-            feature = model.cluster_feature(jt.array(images), config.pixel_attention.threshold)
-        # By index: where the loader let the next image stand in for a broken one, that one counts
-        # once.
-        rows.update(zip(indices.tolist(), feature.numpy()))
-    if loader.broken:
-        log.warn(STAGE, f"{len(loader.broken)} broken images of {split} were left out")
-    order = sorted(rows)
-    return unit_rows(np.stack([rows[index] for index in order])), [items[i] for i in order]
+    Batches are the same wherever blocks begin, which is at whole batches, so features are too.
+    """
+
+    def __init__(self, config: Config, model: Any, split: str, items: list[ImageItem]) -> None:
+        self._model = model
+        self._threshold = config.pixel_attention.threshold
+        section = config.cluster
+        self._loader = Loader(
+            EvalDataset(items, section.resize, section.crop, section.square),
+            section.batch_size,
+            config.seed,
+            config.workers,
+            drop_last=False,
+            shuffle=False,
+        )
+
+    def __call__(self, start: int, stop: int) -> Rows:
+        from core.runtime import jt
+
+        size = self._loader.batch_size
+        features, kept = [], []
+        position = start
+        for images, indices in self._loader.epoch(0, start // size, -(-stop // size)):
+            with jt.no_grad():
+                feature = self._model.cluster_feature(jt.array(images), self._threshold).numpy()
+            # The loader lets the next image stand in for a broken one; that one has a row of its
+            # own.
+            own = indices == np.arange(position, position + len(indices))
+            features.append(feature[own])
+            kept.append(indices[own])
+            position += len(indices)
+        return unit_rows(np.concatenate(features)), np.concatenate(kept)
+
+    def close(self) -> None:
+        """End the processes that read images."""
+        self._loader.close()
 
 
 def _write_list(path: Path, items: Sequence[ImageItem], clusters: np.ndarray) -> None:

@@ -4,11 +4,16 @@ Each region of the few images with masks in ``train-semi`` gives one feature. A 
 image takes a weighted vote of the regions whose features are nearest to its own. The predictions
 hold class ids, and no clusters need a match; masks of training images are used, so this tells how
 good features are and is no unsupervised result.
+
+The features of the regions go to disk in blocks (``core.work.blocks``), which any number of
+processes make together and a stopped run keeps.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import functools
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,9 @@ from core.data.layout import open_layout
 from core.errors import UserError
 from core.files import sha256_of
 from core.pipeline import label_origin, origin
+from core.pipeline.rehearsal import Look
 from core.scoring.matching import identity_match
+from core.work.blocks import Blocks, Rows, remove, sha256_of_items
 from core.work.worklist import Worklist
 from tools.evaluate.folder import evaluate, labelled_images
 from tools.submission import results
@@ -38,49 +45,73 @@ from uss.pipeline import DISTANCE_MATCHING
 
 STAGE = DISTANCE_MATCHING.command
 LABELLED = "train-semi"
+#: Images of a block of regions.
+BLOCK_IMAGES = 64
+# ImageNet-S has masks of ten training images of each class; each shows background and an object or
+# two.
+_EXAMPLES, _REGIONS = 10, 3
+# Similarities of regions to pixels that are held at a time: 128 MiB of float32.
+_SIMILARITIES = 1 << 25
 _TRUNK = ("conv1.", "bn1.", "layer")
 
 
-def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -> None:
+def run(
+    config: Config,
+    data: Path,
+    run: RunFolder,
+    split: str = "validation",
+    keep_features: bool = False,
+) -> None:
     """Predict ``split`` into ``run.distance_matching(arch, split)``, score it where it has masks.
 
     Any checkpoint with a trunk will do; the default is that of step 1. Finished images are skipped.
+
+    Args:
+        keep_features: leave the features of the regions (``run.regions``) on disk, for another
+            split; they are removed otherwise.
 
     Raises:
         UserError: settings that cannot work, no trunk, no labelled images, or images that cannot be
             read.
     """
-    settings = asdict(config.distance_matching)
     core_config.check(config.distance_matching, DISTANCE_MATCHING.section)
     items = open_layout(data).images(split)
     examples = labelled_images(data, LABELLED)
     checkpoint = paths.trunk_input(run, config.arch)
     features = TrunkFeatures(checkpoint, config.arch, config.distance_matching.resize)
-    bank, labels = region_bank(features, data, examples, config.num_classes)
-    log.info(STAGE, f"{len(labels)} labelled regions of {len(examples)} images")
     folder = run.distance_matching(config.arch, split)
     sha256 = sha256_of(checkpoint)
     work = Worklist(
         folder,
         {
-            "distance_matching": settings,
+            "distance_matching": core_config.recorded(config.distance_matching),
             "checkpoint_sha256": sha256,
             "data": str(data),
             "examples": len(examples),
         },
     )
-    size = config.num_classes + 1
+    place = run.regions(config.arch)
+
+    @functools.cache
+    def regions() -> Rows:
+        bank, labels = _regions(config, data, features, sha256, examples, place)
+        log.info(STAGE, f"{len(labels)} labelled regions of {len(examples)} images")
+        return bank, labels
+
+    if work.pending(items):
+        regions()  # now, for what is wrong with the examples concerns every image
 
     def predict(item: ImageItem) -> bytes:
         rgb = load_rgb(item.path)
         grid = features(rgb)
-        similarity = bank @ grid.reshape(len(grid), -1)
-        votes = vote(similarity, labels, size, settings["neighbours"], settings["temperature"])
-        labels_of_grid = votes.argmax(0).reshape(grid.shape[1:])
+        votes = _nearest_labels(config, *regions(), grid.reshape(len(grid), -1))
+        labels_of_grid = votes.reshape(grid.shape[1:])
         return png_of_label(resize_nearest_floor(labels_of_grid, (rgb.shape[0], rgb.shape[1])))
 
     work.run(items, predict, f"{STAGE} {split}")
     distributed.barrier()
+    if distributed.is_main() and not keep_features:
+        remove(place)
     if distributed.is_main():
         results.require_finished(work, items)
         made = {"ledger": work.fingerprint}
@@ -93,23 +124,63 @@ def run(config: Config, data: Path, run: RunFolder, split: str = "validation") -
             results.print_scores(folder, split)
 
 
+def look(config: Config, photo: ImageItem, counts: Mapping[str, int]) -> Look:
+    """For the doctor: the trunk with random weights, and the votes of as many regions."""
+    features = TrunkFeatures(None, config.arch, config.distance_matching.resize)
+    examples = counts.get(LABELLED, 0) or _EXAMPLES * config.num_classes
+    grid = features(load_rgb(photo.path))
+    pixels, regions, width = grid.reshape(len(grid), -1), _REGIONS * examples, len(grid)
+    validation = counts.get("validation", 0)
+
+    def finish() -> float:
+        bank = np.random.default_rng(0).standard_normal((regions, width), np.float32)
+        started = time.monotonic()
+        _nearest_labels(config, bank, np.arange(regions) % (config.num_classes + 1), pixels)
+        return (time.monotonic() - started) * validation
+
+    return Look(
+        images=examples + validation,
+        encode=lambda batch: features(batch[0][0]),
+        dataset=_Photo(photo),
+        batch_size=1,
+        finish=finish,
+        # Similarities, and their order as int64 beside a copy.
+        memory_mib=4 * 4 * min(_SIMILARITIES, regions * pixels.shape[1]) / 2**20,
+        disk_mib=2 * regions * width * 4 / 2**20,
+    )
+
+
+class _Photo:
+    """A data set of one image as it is."""
+
+    def __init__(self, photo: ImageItem) -> None:
+        self._photo = photo
+
+    def get(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """(uint8 (H, W, 3),)."""
+        del index, rng  # there is one, as it is
+        return (load_rgb(self._photo.path),)
+
+
 class TrunkFeatures:
-    """Features of pixels: the last map of the trunk of a checkpoint, enlarged 4 times, unit length.
+    """Features of pixels: the last map of the trunk of a checkpoint (None: of random weights),
+    enlarged 4 times, unit length.
 
     Raises:
         UserError: the file has no trunk of ``arch``.
     """
 
-    def __init__(self, checkpoint: Path, arch: str, resize: int) -> None:
+    def __init__(self, checkpoint: Path | None, arch: str, resize: int) -> None:
         from models.resnet import ResNet
 
-        state = state_dict_of(checkpoint)
-        found = arch_of(state, checkpoint)
-        if found != arch:
-            raise UserError(f"{checkpoint}: its trunk is a {found}, but {arch} was asked for")
         self._model = ResNet(arch)
-        trunk = {key: value for key, value in state.items() if key.startswith(_TRUNK)}
-        load_state(self._model, trunk, str(checkpoint))
+        if checkpoint is not None:
+            state = state_dict_of(checkpoint)
+            found = arch_of(state, checkpoint)
+            if found != arch:
+                raise UserError(f"{checkpoint}: its trunk is a {found}, but {arch} was asked for")
+            trunk = {key: value for key, value in state.items() if key.startswith(_TRUNK)}
+            load_state(self._model, trunk, str(checkpoint))
         self._model.eval()
         self._resize = resize
 
@@ -128,6 +199,51 @@ class TrunkFeatures:
             return resize_bilinear(deep, (deep.shape[2] * 4, deep.shape[3] * 4)).numpy()[0]
 
 
+def _regions(
+    config: Config,
+    data: Path,
+    features: TrunkFeatures,
+    checkpoint_sha256: str,
+    examples: list[ImageItem],
+    folder: Path,
+) -> Rows:
+    """All regions and their labels, from the blocks in ``folder``, which are made where they are
+    missing.
+    """
+    layout = open_layout(data)
+
+    def mask_sha256(item: ImageItem) -> str:
+        return sha256_of(layout.truth_path(LABELLED, item.key))
+
+    decisive = {
+        "checkpoint_sha256": checkpoint_sha256,
+        "resize": config.distance_matching.resize,
+        "num_classes": config.num_classes,
+        "images_sha256": sha256_of_items(examples, mask_sha256),
+    }
+
+    def make(start: int, stop: int) -> Rows:
+        return region_bank(features, data, examples[start:stop], config.num_classes)
+
+    blocks = Blocks(folder, decisive, len(examples), BLOCK_IMAGES)
+    blocks.fill(make, f"{STAGE} examples")
+    return blocks.rows()
+
+
+def _nearest_labels(
+    config: Config, bank: np.ndarray, labels: np.ndarray, pixels: np.ndarray
+) -> np.ndarray:
+    """Label (N,) int64 of each of the pixels (C4, N), so many at a time as memory should hold."""
+    settings, size = config.distance_matching, config.num_classes + 1
+    step = max(1, _SIMILARITIES // len(bank))
+    found = []
+    for first in range(0, pixels.shape[1], step):
+        similarity = bank @ pixels[:, first : first + step]
+        votes = vote(similarity, labels, size, settings.neighbours, settings.temperature)
+        found.append(votes.argmax(0))
+    return np.concatenate(found)
+
+
 def region_bank(
     features: TrunkFeatures, data: Path, examples: list[ImageItem], num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +256,7 @@ def region_bank(
     """
     rows: list[np.ndarray] = []
     labels: list[int] = []
-    for item in log.progress(examples, f"{STAGE} examples"):
+    for item in examples:
         rgb, mask = load_rgb(item.path), open_layout(data).truth(LABELLED, item.key)
         if mask.shape != rgb.shape[:2]:
             raise UserError(f"{item.key}: mask of {mask.shape} but image of {rgb.shape[:2]}")
@@ -155,6 +271,8 @@ def region_bank(
             mean = grid[:, small == label].mean(1)
             rows.append(mean / (np.linalg.norm(mean) + 1e-8))
             labels.append(label)
+    if not rows:
+        return np.empty((0, 0), np.float32), np.empty(0, np.int64)
     return np.stack(rows).astype(np.float32), np.array(labels, np.int64)
 
 

@@ -5,7 +5,7 @@
     RUN/<arch>/pretrain/          checkpoint.pth.tar, log.jsonl, config.json
     RUN/<arch>/pixel_attention/   the same
     RUN/<arch>/distance_matching/ <split>/<class>/<stem>.png, and the scores
-    RUN/<arch>/cluster/           centroids.npy, train_labeled.txt, val_labeled.txt
+    RUN/<arch>/cluster/           centroids.npy, train_labeled.txt, val_labeled.txt; features/
     RUN/pseudo_labels/<split>/    <class>/<stem>.png; threshold.json beside the splits
 
 What the runs of all pipelines share is in ``core.pipeline.folders``. Files in ``weights/`` have the
@@ -55,6 +55,14 @@ class RunFolder(folders.RunFolder):
     def cluster(self, arch: str) -> Path:
         """Folder of centroids.npy, train_labeled.txt and val_labeled.txt of trunk ``arch``."""
         return self.root / arch / "cluster"
+
+    def features(self, arch: str) -> Path:
+        """Folder of the features of images, in blocks, while the clustering is at work."""
+        return self.cluster(arch) / "features"
+
+    def regions(self, arch: str) -> Path:
+        """Folder of the features of labelled regions, while distance matching is at work."""
+        return self.root / arch / "distance_matching" / "regions"
 
     def pseudo_labels(self, split: str) -> Path:
         """Folder of a split's pseudo labels, one PNG per image."""

@@ -23,6 +23,12 @@ _PRETRAINED = Flag(
     argument="given_checkpoint",
     options={"type": Path},
 )
+_KEEP_FEATURES = Flag(
+    ("--keep-features",),
+    "leave the blocks of features on disk when the stage is finished",
+    argument="keep_features",
+    options={"action": "store_true"},
+)
 _ATTENTION_THRESHOLD = Flag(
     ("--threshold", "-t"),
     "fraction below which attention counts as 0 (default: the preset's)",
@@ -122,11 +128,12 @@ CLUSTER = Stage(
     per_trunk=True,
     script="train_1.sh, train_2.sh",
     product="centres",
-    flags=(_PRETRAINED, _ATTENTION_THRESHOLD),
+    flags=(_PRETRAINED, _ATTENTION_THRESHOLD, _KEEP_FEATURES),
     cost=Cost(
         network=PIXEL_ATTENTION.section,
         pixels=lambda config: config.cluster.crop**2,
         splits=(TRAIN, VALIDATION),
+        measured=True,
     ),
 )
 MASKS = Stage(
@@ -249,7 +256,13 @@ DISTANCE_MATCHING = Stage(
     module="uss.distance_matching",
     kind=Kind.PER_IMAGE,
     section="distance_matching",
-    flags=(_PRETRAINED, _split(VALIDATION)),
+    flags=(_PRETRAINED, _split(VALIDATION), _KEEP_FEATURES),
+    cost=Cost(
+        network=PRETRAIN.section,
+        pixels=lambda config: _photo(config.distance_matching.resize),
+        splits=("train-semi", VALIDATION),
+        measured=True,
+    ),
 )
 
 
@@ -276,6 +289,11 @@ def _recipe(name: str) -> list[tuple[Stage, Config]]:
         (PSEUDO_LABELS, small),
         *((stage, large) for stage in (FINETUNE, PREDICT, REFINE)),
     ]
+
+
+def _beside(name: str) -> list[tuple[Stage, Config]]:
+    """Distance matching scores the larger trunk, the one that the segmenter starts from."""
+    return [(DISTANCE_MATCHING, presets.preset(name))]
 
 
 def commands_after_split(
@@ -333,6 +351,7 @@ PIPELINE = Pipeline(
     maps={"attention": "uss.attention_maps:AttentionMaps"},
     report_extras="uss.pseudo_labels:report_extras",
     recipe=_recipe,
+    beside=_beside,
     published_counts=presets.published_counts,
     commands_after_split=commands_after_split,
     demo_data="uss.presets:demo_data",

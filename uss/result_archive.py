@@ -23,6 +23,7 @@ from core.files import json_or_empty, sha256_of, sha256_of_json, write_json
 from core.pipeline import label_origin
 from core.pipeline.folders import VALIDATION, ResultFolder
 from core.pipeline.origin import KEY, Chain, merged, plain
+from core.schema import stamped, unstamped
 from core.scoring.matching import match_text
 from core.work.claims import CLAIMS_FOLDER, IMAGE_TIMEOUT_S, Claims
 from core.work.worklist import Worklist
@@ -202,7 +203,7 @@ class Archive:
             "segmenter": {"file": str(job.pretrained), "sha256": self._checkpoint_sha256},
             KEY: plain(self._chain),
         }
-        write_json(job.record, record)
+        write_json(job.record, stamped(record))
 
     def _missing(self) -> list[ImageItem]:
         return [item for item in self._outcome.items if item.key in self._outcome.failed]
@@ -226,7 +227,7 @@ class Archive:
 
     def _is_current(self, inputs: str) -> bool:
         """Whether the archive on disk is the one that this run would make."""
-        record = json_or_empty(self._job.record)
+        record = unstamped(json_or_empty(self._job.record), self._job.record)
         if record.get("inputs") != inputs:
             return False
         try:

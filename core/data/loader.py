@@ -106,9 +106,9 @@ class Loader:
             return np.arange(len(self.dataset))
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from ``start_step`` on: tuples of arrays stacked along a new
-        first axis.
+    def epoch(self, epoch: int, start_step: int = 0, stop_step: int | None = None) -> Iterator[Any]:
+        """The batches of an epoch from ``start_step`` on, up to the one before ``stop_step`` (None:
+        to the end): tuples of arrays stacked along a new first axis.
 
         The workers, started with the first epoch, stay for the next one; :meth:`close` ends them.
 
@@ -116,7 +116,7 @@ class Loader:
             UserError: every image of the data set is broken, or a worker was killed.
         """
         collate = getattr(self.dataset, "collate", stack)
-        batches = self._batches(epoch, start_step)
+        batches = self._batches(epoch, start_step, stop_step)
         if self.workers == 0:
             for indices in batches:
                 yield collate([self._sample(epoch, index) for index in indices])
@@ -129,11 +129,11 @@ class Loader:
             self._pool.close()
             self._pool = None
 
-    def _batches(self, epoch: int, start_step: int) -> list[list[int]]:
+    def _batches(self, epoch: int, start_step: int, stop_step: int | None) -> list[list[int]]:
         """This rank's indices for each step; a last part that is empty is left out."""
         order = self.order(epoch)
         batches = []
-        for step in range(start_step, self.steps):
+        for step in range(self.steps)[start_step:stop_step]:
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             first = len(batch) * self.rank // self.world
             last = len(batch) * (self.rank + 1) // self.world

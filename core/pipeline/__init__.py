@@ -6,6 +6,7 @@ folders    where things lie in a run folder and in a result folder
 origin     where a product comes from: the chain of stages, weights and masks behind it
 label_origin  the same of label maps, kept in their ledger
 inputs     which file a stage starts from: the user's, the run's own or a published one
+rehearsal  what a stage hands to the doctor, to be measured
 presets    the configuration of a tool: a preset's, or that of a trained network
 times      the table of wall-clock seconds in a run folder
 """

@@ -2,7 +2,7 @@
 
 A pipeline's ``paths.py`` adds the folders of its stages::
 
-    RUN/run.json                  the pipeline that the folder belongs to
+    RUN/run.json                  the pipeline that the folder belongs to, the schema
     RUN/times.jsonl               wall-clock seconds of every stage
     RUN/masks/<split>/            mask store
     RUN/predictions/<split>/      label maps of the segmenter, <key>.png
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.files import json_or_empty, write_json
+from core.schema import stamped, unstamped
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = PROJECT_ROOT / "weights"
@@ -84,15 +85,31 @@ class RunFolder:
         return self.root / "predictions" / f"failed_{split}.json"
 
     def stated_pipeline(self) -> str | None:
-        """Name of the pipeline that made the folder; None where it states none."""
-        name = json_or_empty(self.record).get("pipeline")
+        """Name of the pipeline that made the folder; None where it states none.
+
+        Raises:
+            UserError: a newer version of the project made it.
+        """
+        name = unstamped(json_or_empty(self.record), self.record).get("pipeline")
         return name if isinstance(name, str) else None
 
+    def require_known(self) -> None:
+        """Refuse a folder that this version could misread.
+
+        Raises:
+            UserError: a newer version of the project made it.
+        """
+        unstamped(json_or_empty(self.record), self.record)
+
     def state_pipeline(self, name: str) -> None:
-        """Note the pipeline, unless the folder has one already or cannot be written."""
+        """Note the pipeline, unless the folder has one already or cannot be written.
+
+        Raises:
+            UserError: a newer version of the project made the folder.
+        """
         if self.stated_pipeline() is None:
             with contextlib.suppress(OSError):
-                write_json(self.record, {"pipeline": name})
+                write_json(self.record, stamped({"pipeline": name}))
 
 
 @dataclass(frozen=True)

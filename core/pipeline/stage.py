@@ -60,6 +60,9 @@ class Cost:
     """Whether the stage makes the masks of each image, of a configuration."""
     masks_of: tuple[str, ...] | None = None
     """Splits whose masks no earlier stage has made; None: all of ``splits``."""
+    measured: bool = False
+    """Whether the stage is measured by itself, by the function ``look`` of its module (see
+    :mod:`core.pipeline.rehearsal`), and not as a part of the training step of ``network``."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,8 @@ class Pipeline:
     that follow from those are set too."""
     recipe: Callable[[str], Sequence[tuple[Stage, Any]]] = lambda preset: ()
     """Preset -> the stages that its scripts run, each with its configuration."""
+    beside: Callable[[str], Sequence[tuple[Stage, Any]]] = lambda preset: ()
+    """The same of stages that no script runs and that the estimate shows by themselves."""
     segmenter: SegmenterAccess | None = None
     """The network that predicts label maps; None where the pipeline trains none."""
     maps: Mapping[str, str] = field(default_factory=dict)

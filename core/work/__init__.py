@@ -11,5 +11,6 @@ sharing       how processes go through one list without waiting for each other
 settings      in which settings two runs differ, in words
 child         a process for work that may die, hang or grow; it is watched and started anew
 pool          many small things on several cores, results in order
+blocks        rows of features of many items on disk, a block of items at a time
 mask_store    masks of images on disk, by weights and settings, shared by all runs
 """

@@ -2,7 +2,7 @@
 
 ::
 
-    <folder>/.ledger/<fingerprint of the settings>/settings.json
+    <folder>/.ledger/<fingerprint of the settings>/settings.json          with the schema
     <folder>/.ledger/<fingerprint of the settings>/<process>.jsonl         being written
     <folder>/.ledger/<fingerprint of the settings>/<process>.ended.jsonl   of a process that is done
     <folder>/.ledger/<fingerprint of the settings>/earlier-<chance>.jsonl  several of those in one
@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.errors import UserError
-from core.files import atomic_write, file_system_time, read_json, write_json
+from core.files import atomic_write, file_system_time, json_or_empty, read_json, write_json
+from core.schema import stamped, unstamped
 from core.work.claims import CLAIMS_FOLDER, is_dead, own_identity
 from core.work.fingerprints import Fingerprints
 
@@ -100,7 +101,8 @@ class Ledger:
             if path.parent == own.folder:
                 continue
             try:
-                ledger = Ledger(root, read_json(path, "the settings of earlier results"))
+                settings = read_json(path, "the settings of earlier results")
+                ledger = Ledger(root, unstamped(settings, path))
             except UserError:
                 continue
             if ledger.folder == path.parent:
@@ -113,10 +115,13 @@ class Ledger:
         before.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder cannot be written, or a newer version of the project has worked in
+                it.
         """
+        for path in sorted(self.folder.parent.glob(f"*/{SETTINGS_FILE}")):
+            unstamped(json_or_empty(path), path)
         try:
-            write_json(self.folder / SETTINGS_FILE, self.settings)
+            write_json(self.folder / SETTINGS_FILE, stamped(self.settings))
             now = file_system_time(self.folder)
         except OSError as error:
             raise UserError(

@@ -32,6 +32,7 @@ from core.files import (
     sha256_of_json,
     write_json,
 )
+from core.schema import stamped, unstamped
 from core.work.claims import CLAIMS_FOLDER
 from core.work.ledger import SETTINGS_FILE
 
@@ -73,7 +74,8 @@ class MaskStore:
         fingerprint: whatever decides the masks (weights, generator settings), JSON serialisable.
 
     Raises:
-        UserError: ``settings.json`` in that folder is broken or states another fingerprint.
+        UserError: ``settings.json`` in that folder is broken, states another fingerprint or a newer
+            schema.
     """
 
     def __init__(self, folder: Path, fingerprint: Any) -> None:
@@ -84,8 +86,10 @@ class MaskStore:
         self.claims_folder = self.folder / CLAIMS_FOLDER
         settings = self.folder / SETTINGS_FILE
         if not settings.exists():
-            write_json(settings, self.fingerprint)
-        elif read_json(settings, "the settings of a mask store") != self.fingerprint:
+            write_json(settings, stamped(self.fingerprint))
+            return
+        stated = unstamped(read_json(settings, "the settings of a mask store"), settings)
+        if stated != self.fingerprint:
             raise UserError(
                 f"expected masks of these settings in {self.folder}, but {settings} states others; "
                 "remove that folder"
@@ -93,10 +97,14 @@ class MaskStore:
 
     @staticmethod
     def fingerprints(folder: Path) -> list[Any]:
-        """The fingerprints of the stores that lie in a folder; nothing is written."""
+        """The fingerprints of the stores that lie in a folder; nothing is written.
+
+        Raises:
+            UserError: a newer version of the project made one of them.
+        """
         found = []
         for path in sorted(Path(folder).glob(f"*/{SETTINGS_FILE}")):
-            content = json_or_empty(path)
+            content = unstamped(json_or_empty(path), path)
             ours = set(content) == {"format", "masks"} and content["format"] == _FORMAT
             if ours and path.parent.name == _digest(content):
                 found.append(content["masks"])

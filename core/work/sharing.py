@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from core import log
 from core.distributed import share
 from core.text import named
+from core.work.claims import Claims
 
 # Between two looks at items that other processes hold.
 _WAIT_S = 1.0
@@ -27,6 +28,7 @@ def work_together(
     settle: Callable[[str], bool],
     stage: str,
     wait_s: float = _WAIT_S,
+    unit: str = "image",
 ) -> None:
     """Return when every item is finished, here or by another process, or has failed.
 
@@ -37,17 +39,18 @@ def work_together(
         settle: makes one item unless it is finished; returns False where another process is at it.
         stage: name in the log and the progress bar.
         wait_s: seconds between two looks at what others hold.
+        unit: what an item is, for the progress bar.
     """
     todo, others = _own_part(keys, unfinished())
     # Its own part, in order.
-    held = _settle_each(todo, settle, stage)
+    held = _settle_each(todo, settle, stage, unit)
     del todo
 
     # What is left of the others', in an order of its own, so that helpers seldom meet.
     if held or others:
         rest = unfinished()
         random.SystemRandom().shuffle(rest)
-        held = _settle_each(rest, settle, f"{stage}, helping")
+        held = _settle_each(rest, settle, f"{stage}, helping", unit)
 
     # What the others are at, in case they do not finish it.
     if held:
@@ -68,9 +71,44 @@ def _own_part(keys: Sequence[str], missing: list[str]) -> tuple[list[str], bool]
     return todo, len(todo) < len(missing)
 
 
-def _settle_each(keys: Sequence[str], settle: Callable[[str], bool], label: str) -> list[str]:
+def make_once(
+    claims: Claims,
+    key: str,
+    is_made: Callable[[], bool],
+    make: Callable[[], None],
+    stage: str,
+    wait_s: float = _WAIT_S,
+) -> None:
+    """Return when what is made of all items together is there, made here or by another process.
+
+    Args:
+        key: its name in the claims and the log.
+        is_made: whether it is there.
+        make: makes it; called by the process that has claimed ``key``.
+        stage: name in the log.
+        wait_s: seconds between two looks at what another process makes.
+    """
+    waiting = False
+    while not is_made():
+        if claims.claim(key):
+            try:
+                # The owner before may have finished just now.
+                if not is_made():
+                    make()
+            finally:
+                claims.release(key)
+            return
+        if not waiting:
+            log.info(stage, f"another process makes {key}; waiting for it")
+        waiting = True
+        time.sleep(wait_s)
+
+
+def _settle_each(
+    keys: Sequence[str], settle: Callable[[str], bool], label: str, unit: str
+) -> list[str]:
     """Settle these in order; returns those that other processes are at."""
     if not keys:
         return []
-    with contextlib.closing(log.progress(keys, label, total=len(keys))) as bar:
+    with contextlib.closing(log.progress(keys, label, len(keys), unit)) as bar:
         return [key for key in bar if not settle(key)]

@@ -78,7 +78,12 @@ def test_prediction_flags(tmp_path: Path, called: list[tuple[Any, ...]]) -> None
     assert call(tmp_path, "predict") == 0
     assert called[1][2] == {"split": "auto", "match_file": None}
     assert call(tmp_path, "distance-matching", "--preset", "luss50_r18") == 0
-    assert called[2][0].arch == "resnet18" and called[2][2] == {"split": "validation"}
+    assert called[2][0].arch == "resnet18" and called[2][2] == {
+        "split": "validation",
+        "keep_features": False,
+    }
+    assert call(tmp_path, "cluster", "--keep-features") == 0
+    assert called[3][2] == {"keep_features": True}
 
 
 def test_a_flag_and_its_setting(tmp_path: Path, called: list[tuple[Any, ...]]) -> None:

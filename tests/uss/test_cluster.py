@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +13,20 @@ import pytest
 from PIL import Image
 
 from core import kmeans
+from core.data.datasets import EvalDataset
+from core.data.imagenet_s import anonymous_order, list_images
+from core.data.loader import Loader
 from core.errors import UserError
+from tests.helpers import stage_process
 from uss import cluster
 from uss.config import Cluster, Config, Heads, PixelAttention
 from uss.paths import RunFolder
 
+STAGE = cluster
 CONFIG = Config(
     arch="resnet18",
     num_classes=2,
+    workers=0,
     heads=Heads(hidden_mlp=8, feat_dim=4, prototypes=6),
     pixel_attention=PixelAttention(threshold=0.1),
     cluster=Cluster(batch_size=4, resize=40, crop=32, iterations=5, redo=3),
@@ -155,3 +164,143 @@ def test_a_checkpoint_of_another_trunk_is_refused(tmp_path: Path, run_folder: Ru
     (run_folder.root / "resnet18").rename(run_folder.root / "resnet50")
     with pytest.raises(UserError, match="is a resnet18, but resnet50 was asked for"):
         cluster.run(replace(CONFIG, arch="resnet50"), tmp_path / "data", run_folder)
+
+
+# Blocks -----------------------------------------------------------------------------------------
+
+
+def small_blocks(patch: pytest.MonkeyPatch) -> None:
+    """A batch, four images, a block."""
+    patch.setattr(cluster, "BLOCK_IMAGES", 1)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    photographs(folder / "train", 14)
+    photographs(folder / "validation", 3)
+    return folder
+
+
+def names_of(data: Path) -> list[str]:
+    """The images' names in the order of the stage."""
+    return [
+        item.path.name
+        for split in ("train", "validation")
+        for item in anonymous_order(list_images(data / split))
+    ]
+
+
+def products(run: RunFolder) -> dict[str, bytes]:
+    folder = run.cluster("resnet18")
+    assert {path.name for path in folder.iterdir()} == {
+        *("centroids.npy", "train_labeled.txt", "val_labeled.txt", "settings.json")
+    }
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def other_run(tmp_path: Path, run: RunFolder) -> RunFolder:
+    """A run folder with the same checkpoint."""
+    other = RunFolder(tmp_path / "other")
+    target = other.pixel_attention("resnet18") / "checkpoint.pth.tar"
+    target.parent.mkdir(parents=True)
+    os.link(run.pixel_attention("resnet18") / "checkpoint.pth.tar", target)
+    return other
+
+
+def test_blocks_give_what_all_features_in_memory_give(
+    data: Path, run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, with broken images within a batch, at the end of one and as the last one."""
+    from core.runtime import jt
+
+    small_blocks(monkeypatch)
+    items = anonymous_order(list_images(data / "train"))
+    for index in (1, 7, 13):
+        items[index].path.write_bytes(b"not an image")
+    section = CONFIG.cluster
+    loader = Loader(
+        EvalDataset(items, section.resize, section.crop),
+        section.batch_size,
+        seed=1,
+        workers=0,
+        drop_last=False,
+        shuffle=False,
+    )
+    model = cluster.load_pixel_attention(
+        run_folder.pixel_attention("resnet18") / "checkpoint.pth.tar", "resnet18"
+    )
+    rows = {}
+    for images, indices in loader.epoch(0):
+        with jt.no_grad():
+            features = model.cluster_feature(jt.array(images), CONFIG.pixel_attention.threshold)
+        # By index: an image that stands in for a broken one counts once.
+        rows.update(zip(indices.tolist(), features.numpy()))
+    assert len(rows) == 11
+    features = kmeans.unit_rows(np.stack([rows[index] for index in sorted(rows)]))
+    centres, _ = kmeans.kmeans(features, 2, section.iterations, section.redo, CONFIG.seed)
+
+    cluster.run(CONFIG, data, run_folder)
+    folder = run_folder.cluster("resnet18")
+    np.testing.assert_array_equal(np.load(folder / "centroids.npy"), centres)
+    assert len((folder / "train_labeled.txt").read_text().splitlines()) == 11
+
+
+@pytest.mark.parametrize(("kill", "finished"), [("10", 8), ("kmeans", 17)])
+def test_the_killed_encodes_no_finished_block_again(
+    kill: str,
+    finished: int,
+    tmp_path: Path,
+    data: Path,
+    run_folder: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Killed at the second image of the third block, or with all features on disk."""
+    log = tmp_path / "log"
+    killed = stage_process.start("tests.uss.test_cluster", data, run_folder.root, log, kill)
+    said = killed.communicate(timeout=300)[1]
+    assert killed.returncode == -signal.SIGKILL, said
+    assert log.read_text().split() == names_of(data)[: 17 if kill == "kmeans" else 10]
+    small_blocks(monkeypatch)
+    read: list[str] = []
+    stage_process.noting(monkeypatch, cluster, read.append)
+    cluster.run(CONFIG, data, run_folder)
+    assert read == names_of(data)[finished:]
+    whole = other_run(tmp_path, run_folder)
+    cluster.run(CONFIG, data, whole)
+    assert products(run_folder) == products(whole)
+
+
+def test_two_processes_share_the_images(
+    tmp_path: Path, data: Path, run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = [tmp_path / "first", tmp_path / "second"]
+    both = [
+        stage_process.start("tests.uss.test_cluster", data, run_folder.root, log) for log in logs
+    ]
+    said = ""
+    for process in both:
+        said += process.communicate(timeout=300)[1]
+        assert process.returncode == 0, said
+    read = [name for log in logs if log.exists() for name in log.read_text().split()]
+    assert Counter(read) == Counter(names_of(data))
+    assert said.count("k-means of 14 images into 2") == 1
+    small_blocks(monkeypatch)
+    whole = other_run(tmp_path, run_folder)
+    cluster.run(CONFIG, data, whole)
+    assert products(run_folder) == products(whole)
+
+
+def test_features_stay_where_they_are_asked_for(
+    data: Path, run_folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.run(CONFIG, data, run_folder, keep_features=True)
+    shapes = [
+        np.load(path).shape for path in run_folder.features("resnet18").glob("*/features.npy")
+    ]
+    assert sorted(shapes) == [(3, 512), (14, 512)]
+    cluster.run(replace(CONFIG, seed=CONFIG.seed + 1), data, run_folder, keep_features=True)
+    assert "cluster train: " not in capsys.readouterr().err.partition("k-means")[2]
+    cluster.run(CONFIG, data, run_folder)
+    products(run_folder)

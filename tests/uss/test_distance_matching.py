@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from core.data.label_maps import IGNORE, load_label, save_label
 from core.errors import UserError
 from core.files import read_json
 from core.pipeline import label_origin, origin
+from tests.helpers import stage_process
 from tests.helpers.quarter_masks import write_photographs
 from uss import distance_matching
 from uss.config import DistanceMatching
@@ -101,3 +104,95 @@ def test_a_trunk_of_another_kind_is_refused(tmp_path: Path, attention_checkpoint
     missing = RunFolder(tmp_path / "run", given_checkpoint=tmp_path / "none.pth")
     with pytest.raises(UserError, match="none.pth does not exist"):
         distance_matching.run(CONFIG, tmp_path / "data", missing)
+
+
+# Blocks -----------------------------------------------------------------------------------------
+
+STAGE = distance_matching
+
+
+def small_blocks(patch: pytest.MonkeyPatch) -> None:
+    """Two examples a block."""
+    patch.setattr(distance_matching, "BLOCK_IMAGES", 2)
+
+
+def test_the_killed_encodes_no_finished_block_again(
+    tmp_path: Path, attention_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at the second example of the second block; the label maps are those of a whole run."""
+    data, log = tmp_path / "data", tmp_path / "log"
+    write_photographs(data, "train-semi", 7, masks=True)
+    keys = write_photographs(data, "validation", 3, masks=True)
+    run = RunFolder(tmp_path / "run")
+    own = run.pretrain("resnet18") / "checkpoint.pth.tar"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(attention_checkpoint.read_bytes())
+    killed = stage_process.start("tests.uss.test_distance_matching", data, run.root, log, "4")
+    said = killed.communicate(timeout=300)[1]
+    assert killed.returncode == -signal.SIGKILL, said
+    examples = [item.path.name for item in list_images(data / "train-semi")]
+    assert log.read_text().split() == examples[:4]
+
+    small_blocks(monkeypatch)
+    read: list[str] = []
+    stage_process.noting(monkeypatch, distance_matching, read.append)
+    distance_matching.run(CONFIG, data, run, keep_features=True)
+    validation = [item.path.name for item in list_images(data / "validation")]
+    assert read == [*examples[2:], *validation]
+    (bank,) = (np.load(path) for path in run.regions("resnet18").glob("*/features.npy"))
+    features = distance_matching.TrunkFeatures(attention_checkpoint, "resnet18", 64)
+    expected = distance_matching.region_bank(features, data, list_images(data / "train-semi"), 2)
+    np.testing.assert_array_equal(bank, expected[0])
+
+    whole = RunFolder(tmp_path / "whole", given_checkpoint=attention_checkpoint)
+    distance_matching.run(CONFIG, data, whole)
+    maps = [folder.distance_matching("resnet18", "validation") for folder in (run, whole)]
+    for key in keys:
+        assert len({(folder / f"{key}.png").read_bytes() for folder in maps}) == 1
+    assert not whole.regions("resnet18").exists()
+
+
+def test_another_mask_makes_other_regions(
+    tmp_path: Path, attention_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept features of labelled regions are used for another split, and never for other masks."""
+    data = tmp_path / "data"
+    write_photographs(data, "train-semi", 2, masks=True)
+    for split in ("validation", "test"):
+        write_photographs(data, split, 2)
+    run = RunFolder(tmp_path / "run", given_checkpoint=attention_checkpoint)
+    read: list[str] = []
+    stage_process.noting(monkeypatch, distance_matching, read.append)
+    distance_matching.run(CONFIG, data, run, keep_features=True)
+    assert len(read) == 4
+    read.clear()
+    distance_matching.run(CONFIG, data, run, split="test", keep_features=True)
+    assert len(read) == 2
+    path = mask_path(data, "train-semi", list_images(data / "train-semi")[0].key)
+    mask = load_label(path)
+    mask[0, 0] = 2
+    save_label(path, mask)
+    write_photographs(data, "testA", 2)
+    read.clear()
+    distance_matching.run(CONFIG, data, run, split="testA")
+    assert len(read) == 4 and not run.regions("resnet18").exists()
+
+
+def test_similarities_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many regions and pixels as memory should hold; the labels are the same."""
+    rng = np.random.default_rng(0)
+    bank, labels = rng.standard_normal((9, 4), np.float32), np.arange(9) % 3
+    pixels = rng.standard_normal((4, 50), np.float32)
+    whole = distance_matching._nearest_labels(CONFIG, bank, labels, pixels)
+    sizes: list[int] = []
+    vote = distance_matching.vote
+
+    def noted(similarity: np.ndarray, *arguments: Any) -> np.ndarray:
+        sizes.append(similarity.size)
+        return vote(similarity, *arguments)
+
+    monkeypatch.setattr(distance_matching, "vote", noted)
+    monkeypatch.setattr(distance_matching, "_SIMILARITIES", 70)
+    parts = distance_matching._nearest_labels(CONFIG, bank, labels, pixels)
+    np.testing.assert_array_equal(parts, whole)
+    assert max(sizes) <= 70 and sum(sizes) == 9 * 50

@@ -36,7 +36,8 @@ _PYTHONS = ((3, 10), (3, 12))
 _LEAST_MEMORY, _ENOUGH_MEMORY = 3 * GIB, 8 * GIB
 _CACHE_BYTES = 2 * GIB  # Jittor's core, every kernel of the pipeline, and the fetched SAM
 _RUN_BYTES = 2 * GIB  # the checkpoints of a run, the latest two of each stage
-_IMAGE_BYTES, _IMAGE_FILES = 50_000, 4  # masks and label maps of an image
+# Masks and label maps of an image; its features in the clustering, twice while these are joined.
+_IMAGE_BYTES, _IMAGE_FILES = 50_000 + 2 * 8192, 4
 _START_S, _TOOL_S = 1200, 60
 _PROGRAM = """#include <omp.h>
 #include <vector>

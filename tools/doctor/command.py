@@ -127,7 +127,8 @@ def _counts(data: Path | None, config: Any, pipeline: Pipeline) -> tuple[Counts,
     """Images of the data set, or as published; False where neither is known."""
     if data is not None and data.is_dir():
         tests = doctor_data.test_splits(data)[0]
-        places = {TRAIN: TRAIN, VALIDATION: VALIDATION, "test": tests}
+        wanted = {name for stage in pipeline.stages if stage.cost for name in stage.cost.splits}
+        places = {**{name: name for name in (TRAIN, VALIDATION, *wanted)}, "test": tests}
         return {name: doctor_data.images(data, place) for name, place in places.items()}, True
     published = pipeline.published_counts(config)
     return (published, True) if published else (_UNKNOWN_COUNTS, False)

@@ -8,7 +8,7 @@ itself from what an image costs; memory grows with the batch alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from core import log
@@ -18,7 +18,7 @@ from core.pipeline.stage import Cost, Kind, Pipeline, Stage
 from core.text import duration
 from core.work.child import Child, ChildFailed
 from core.work.pool import usable_cores
-from tools.doctor.measure import MASKS, Step
+from tools.doctor.measure import MASKS, Looked, Step
 
 STAGE = "doctor"
 SECONDS = 30.0
@@ -39,6 +39,10 @@ class Row:
     seconds: float | None
     memory_mib: float | None
     note: str = ""
+    disk_mib: float | None = None
+    """What the stage keeps on disk while it works, beside its product."""
+    beside: bool = False
+    """Whether no script runs the stage, so that it is no part of the sum."""
 
 
 def estimate(
@@ -57,23 +61,40 @@ def estimate(
         seconds: to spend on measuring, compilation not counted.
     """
     recipe = [(stage, config_of(config)) for stage, config in pipeline.recipe(name)]
-    share = seconds / max(len(recipe), 1)
+    beside = [(stage, config_of(config)) for stage, config in pipeline.beside(name)]
+    share = seconds / max(len(recipe) + len(beside), 1)
     rows: list[Row] = []
     steps: dict[str, Step | None] = {}
     masks: list[float | None] = []  # measured at their first use
     for stage, config in recipe:
         title = f"{stage.command} {config.arch}" if pipeline.trunks else stage.command
         if stage.kind is Kind.TRAINING:
-            steps[stage.section] = _measure((stage.module, config, share), rows, title)
+            steps[stage.section] = _measure((stage.module, config, share, None), rows, title)
             rows += _training(stage, config, title, steps[stage.section], counts)
+        elif stage.cost is not None and stage.cost.measured:
+            rows += _looked(stage, config, title, share, counts)
         elif stage.cost is not None:
             if stage.cost.masks(config) and not masks:
-                masks.append(_measure((MASKS, config, share), rows, MASKS))
+                masks.append(_measure((MASKS, config, share, None), rows, MASKS))
             step = steps.get(stage.cost.network)
             if step is not None:
                 found = masks[0] if stage.cost.masks(config) else 0.0
                 title = f"{stage.command}, both splits" if stage.is_script else title
                 rows.append(_row(stage.cost, config, title, step, found, counts))
+    for stage, config in beside:
+        title = f"{stage.command} {config.arch}" if pipeline.trunks else stage.command
+        found_rows = _looked(stage, config, title, share, counts)
+        rows += [replace(row, beside=True) for row in found_rows]
+    return rows
+
+
+def _looked(stage: Stage, config: Any, title: str, seconds: float, counts: Counts) -> list[Row]:
+    """The estimate of a stage that is measured by itself."""
+    rows: list[Row] = []
+    found: Looked | None = _measure((stage.module, config, seconds, dict(counts)), rows, title)
+    if found is not None:
+        note = "one forward pass, then the rest"
+        rows.append(Row(title, found.images, found.seconds, found.memory_mib, note, found.disk_mib))
     return rows
 
 
@@ -114,7 +135,7 @@ def _row(
 # Measuring --------------------------------------------------------------------------------------
 
 
-def _measure(request: tuple[str, Any, float], rows: list[Row], title: str) -> Any:
+def _measure(request: tuple[str, Any, float, Counts | None], rows: list[Row], title: str) -> Any:
     """The answer of a new process; None, with a row that says why, where there is none."""
     log.info(STAGE, f"measuring {title} (compiles kernels at the first use)")
     child = Child("tools.doctor.measure:answerer", None)
@@ -138,13 +159,21 @@ def to_json(rows: list[Row]) -> list[dict[str, Any]]:
 
 def format_rows(rows: list[Row]) -> str:
     """A table, with the sum of the times."""
-    lines = [f"{'stage':26}{'images':>9}{'time':>12}{'memory':>10}  note"]
-    for row in rows:
-        memory = "" if row.memory_mib is None else f"{row.memory_mib / 1024:.1f} GiB"
-        lines.append(
-            f"{row.stage:26}{row.images:>9}{duration(row.seconds):>12}{memory:>10}  {row.note}"
-        )
-    whole = sum(row.seconds or 0.0 for row in rows)
-    missing = any(row.seconds is None for row in rows)
+    lines = [f"{'stage':26}{'images':>9}{'time':>12}{'memory':>10}{'disk':>10}  note"]
+    scripts = [row for row in rows if not row.beside]
+    lines += map(_line, scripts)
+    whole = sum(row.seconds or 0.0 for row in scripts)
+    missing = any(row.seconds is None for row in scripts)
     lines.append(f"{'all':26}{'':>9}{duration(whole):>12}{'' if not missing else '  at least'}")
+    lines += [f"{_line(row)}; no script runs it" for row in rows if row.beside]
     return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    memory, disk = (_gib(mib) for mib in (row.memory_mib, row.disk_mib))
+    figures = f"{row.images:>9}{duration(row.seconds):>12}{memory:>10}{disk:>10}"
+    return f"{row.stage:26}{figures}  {row.note}"
+
+
+def _gib(mib: float | None) -> str:
+    return "" if mib is None else f"{mib / 1024:.1f} GiB"

@@ -2,16 +2,18 @@
 
 Runs in a process of its own (:func:`answerer`), which starts Jittor and compiles kernels. What a
 stage trains comes from the stage: its module has ``rehearsal(config, photo)``, which gives the
-training task of the configuration with random weights and a data set of that one photograph.
+training task of the configuration with random weights and a data set of that one photograph. One
+that looks at each image once may have ``look(config, photo, counts)`` instead.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from core.data.imagenet_s import ImageItem
 from core.data.loader import stack
 from core.memory import resident_mib
 from core.synthetic.scenes import KINDS, render
+from core.work.pool import usable_cores
 from sam.masks import layer_point_grids
 
 MASKS = "masks"
@@ -31,6 +34,17 @@ _RATE = 1e-6  # small, so that many steps on the same images leave the weights a
 _SAMPLE_SECONDS = 0.3
 _PHOTO_HW = (375, 500)  # of an image of ImageNet
 _GRID = 8  # points a side of the measured masks
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a stage takes that looks at each image once (:class:`core.pipeline.rehearsal.Look`)."""
+
+    images: int
+    seconds: float
+    """In one process that makes samples on all cores."""
+    memory_mib: float
+    disk_mib: float
 
 
 @dataclass(frozen=True)
@@ -49,14 +63,19 @@ class Step:
 
 
 def answerer(setup: None) -> Any:
-    """For ``core.work.child``: answers (what, configuration, seconds to spend).
+    """For ``core.work.child``: answers (what, configuration, seconds to spend, images by split).
 
     ``what`` is :data:`MASKS`, answered by the seconds of an image, or the module of a training
-    stage, answered by a :class:`Step`.
+    stage, answered by a :class:`Step`, or that of another stage, answered by :class:`Looked`, for
+    which the images by split are not None.
     """
 
-    def answer(request: tuple[str, Any, float]) -> float | Step:
-        what, config, seconds = request
+    def answer(
+        request: tuple[str, Any, float, Mapping[str, int] | None],
+    ) -> float | Step | Looked:
+        what, config, seconds, counts = request
+        if counts is not None:
+            return measure_look(what, config, seconds, counts)
         if what == MASKS:
             return measure_masks(config, seconds)
         return measure_step(what, config, seconds)
@@ -107,6 +126,38 @@ def measure_step(module: str, config: Any, seconds: float) -> Step:
     collate = getattr(dataset, "collate", stack)
     batches = [collate(samples[:size]) for size in _BATCHES]
     return _step(task, batches, seconds, sample_s, _image_pixels(samples[0]))
+
+
+def measure_look(module: str, config: Any, seconds: float, counts: Mapping[str, int]) -> Looked:
+    """What a stage takes that looks at each image once.
+
+    Args:
+        module: of the stage; its ``look(config, photo, counts)`` gives what is measured.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        photo = ImageItem(Path(folder) / "photo.jpg", "photo")
+        Image.fromarray(_photo()).save(photo.path, "JPEG", quality=90)
+        look = importlib.import_module(module).look(config, photo, counts)
+        rng = np.random.default_rng(0)
+        sample = look.dataset.get(0, rng)
+        sample_s = _median_s(lambda: look.dataset.get(0, rng), _SAMPLE_SECONDS)
+    base = resident_mib()
+    sizes = [min(size, look.batch_size) for size in _BATCHES]
+    medians, peaks = [], []
+    for size in sizes:
+        encode = functools.partial(look.encode, stack([sample] * size))
+        encode()
+        medians.append(_median_s(encode, seconds / 2 / len(_BATCHES)))
+        peaks.append(resident_mib("VmHWM"))
+    an_image = max(peaks[1] - peaks[0], 0.0) / max(sizes[1] - sizes[0], 1)
+    network = max(peaks[1] + (look.batch_size - sizes[1]) * an_image, base)
+    image_s = medians[1] / sizes[1] + sample_s / usable_cores()
+    return Looked(
+        images=look.images,
+        seconds=look.images * image_s + look.finish(),
+        memory_mib=network + look.memory_mib,
+        disk_mib=look.disk_mib,
+    )
 
 
 def _step(

@@ -156,7 +156,9 @@ class RunState:
             return []
         if (trace.folder / SETTINGS_FILE).is_file():
             return [StageState(trace.title, FINISHED, took_s=took.get(trace.title))]
-        silent = min(filter(None, map(self._clock.age, trace.folder.iterdir())), default=None)
+        # All that lies below it: blocks of features, and the claims of those who make them.
+        ages = map(self._clock.age, trace.folder.rglob("*"))
+        silent = min((age for age in ages if age is not None), default=None)
         state = STOPPED if silent is None or silent > _SILENT_S else RUNNING
         return [StageState(trace.title, state, silent_s=silent)]
 

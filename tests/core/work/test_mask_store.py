@@ -139,7 +139,7 @@ def test_other_settings_and_formats_never_see_these_masks(
     again = MaskStore(tmp_path, dict(reversed(FINGERPRINT.items())))
     assert again.get("a", IMAGE) is not None
     settings = json.loads((again.folder / "settings.json").read_text())
-    assert settings == {"format": 2, "masks": FINGERPRINT}
+    assert settings == {"format": 2, "masks": FINGERPRINT, "schema": 1}
     monkeypatch.setattr(mask_store, "_FORMAT", 3)
     assert not MaskStore(tmp_path, FINGERPRINT).has("a")
 

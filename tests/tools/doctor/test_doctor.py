@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from core import runtime
+from core.config import override
 from core.memory import machine_bytes
+from core.text import duration
 from core.version import VERSION
 from sam import weights
 from tests.conftest import ROOT
 from tests.helpers.processes import only
 from tools.doctor import checks as checks
-from tools.doctor import data, gpu
+from tools.doctor import data, estimate, gpu, measure
 from tools.doctor.checks import FAIL, OK, WARN
 from uss.pipeline import PIPELINE
 from uss.presets import PUBLISHED, preset
@@ -319,6 +321,37 @@ def test_own_images_without_masks(tmp_path: Path) -> None:
 # The estimate -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("module", "images", "rows"),
+    [("uss.cluster", 1100, 1100), ("uss.distance_matching", 130, 90)],
+)
+def test_what_a_stage_takes_that_keeps_features(module: str, images: int, rows: int) -> None:
+    """Really measured; time, memory and disk grow with the images."""
+    settings = ["cluster.resize=40", "cluster.crop=32", "cluster.batch_size=4"]
+    small = [*settings, "distance_matching.resize=64", "cluster.redo=1", "cluster.iterations=2"]
+    config = override(preset("demo", "resnet18"), small)
+    counts = {"train": 1000, "validation": 100, "train-semi": 30}
+    found = measure.measure_look(module, config, 0.2, counts)
+    assert found.images == images
+    assert found.disk_mib == 2 * rows * 512 * 4 / 2**20  # both in blocks and in one file
+    more = measure.measure_look(module, config, 0.2, {key: 50 * n for key, n in counts.items()})
+    assert more.images == 50 * found.images and more.disk_mib == 50 * found.disk_mib
+    assert more.seconds > 5 * found.seconds > 0
+    assert more.memory_mib > found.memory_mib > 100
+
+
+def test_a_stage_beside_is_no_part_of_the_sum() -> None:
+    rows = [
+        estimate.Row("cluster resnet50", 1100, 60.0, 2048.0, "one pass", 512.0),
+        estimate.Row("distance-matching resnet50", 130, 3600.0, 1024.0, "votes", beside=True),
+    ]
+    head, first, whole, last = estimate.format_rows(rows).splitlines()
+    assert head.split() == ["stage", "images", "time", "memory", "disk", "note"]
+    assert "2.0 GiB   0.5 GiB  one pass" in first
+    assert whole.split()[0] == "all" and duration(60.0) in whole
+    assert last.startswith("distance-matching") and last.endswith("votes; no script runs it")
+
+
 @pytest.mark.slow
 def test_estimate_of_a_tiny_preset() -> None:
     """Times of every stage, from real steps."""
@@ -329,6 +362,10 @@ def test_estimate_of_a_tiny_preset() -> None:
         "finetune.crop_size": "64",
         "finetune.head_width": "16",
         "masks.source": "superpixels",
+        "cluster.crop": "64",
+        "cluster.resize": "64",
+        "cluster.batch_size": "8",
+        "distance_matching.resize": "64",
     }
     flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "uss", "doctor", "--preset", "demo", "--json", "--estimate"]
@@ -350,7 +387,12 @@ def test_estimate_of_a_tiny_preset() -> None:
         "finetune resnet50",
         "predict resnet50",
         "test.py, both splits",
+        "distance-matching resnet50",
     }
+    assert [name for name, row in rows.items() if row["beside"]] == ["distance-matching resnet50"]
+    for name in ("cluster resnet50", "distance-matching resnet50"):
+        assert rows[name]["memory_mib"] > 100 and rows[name]["disk_mib"] > 0
+    assert rows["cluster resnet50"]["disk_mib"] == 4 * rows["cluster resnet18"]["disk_mib"]
     assert all(row["seconds"] > 0 for row in rows.values())
     assert rows["pretrain resnet50"]["seconds"] > rows["pretrain resnet18"]["seconds"]
     assert rows["pretrain resnet50"]["memory_mib"] > 300

@@ -296,3 +296,18 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     assert process.returncode == 2 and "is not a folder" in complaint
     shown, _ = watch(str(tmp_path), "--once").communicate(timeout=60)
     assert "nothing has begun here yet" in shown
+
+
+def test_clustering_is_at_work_while_blocks_are_written(tmp_path: Path) -> None:
+    """They lie in a folder below, whose own time says nothing."""
+    block = RunFolder(tmp_path).features("resnet18") / "1234" / "000000.npy"
+    block.parent.mkdir(parents=True)
+    block.touch()
+    old = time.time() - 3600
+    for folder in (block.parent.parent, block.parent):
+        os.utime(folder, (old, old))
+    assert only(RunState(tmp_path, PIPELINE)).state == RUNNING
+    os.utime(block, (old, old))
+    assert only(RunState(tmp_path, PIPELINE)).state == STOPPED
+    write_json(RunFolder(tmp_path).cluster("resnet18") / "settings.json", {"images": {}})
+    assert only(RunState(tmp_path, PIPELINE)).state == FINISHED
