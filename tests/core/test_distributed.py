@@ -14,6 +14,7 @@ import pytest
 from core import distributed
 from core.errors import UserError
 from tests.conftest import ROOT
+from tests.helpers.processes import PATIENCE_S
 
 PREFIXES = ("OMPI_", "SLURM_", "PMIX_")
 
@@ -125,7 +126,7 @@ def mpirun(*command: str) -> subprocess.CompletedProcess:
         env={**os.environ, **root},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
 
