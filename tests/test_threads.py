@@ -22,7 +22,7 @@ from tests.helpers.processes import PATIENCE_S
 SPREAD = "get_thread_range_log"
 
 NETWORKS, SAM = "tests/models/test_golden_pass_networks.py", "tests/sam/test_golden_networks.py"
-CHEAP = "golden and compact and not resnet50 and not wide and not vit and not queue and not sgd and not it2"
+CHEAP = " and not ".join(["golden and compact", "resnet50", "wide", "vit", "queue", "sgd", "it2"])
 
 
 def loaded_kernels() -> list[str]:
