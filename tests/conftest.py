@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 from collections.abc import Callable
@@ -12,7 +11,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from tests.goldens import recipe as golden_recipe
+from tests.helpers import leftovers
+
 ROOT = Path(__file__).resolve().parent.parent
+COMPACT_GOLDENS = ROOT / "tests" / "goldens"
 GOLDENS = Path(os.environ.get("USS_GOLDENS", ROOT.parent / "shared" / "goldens"))
 DATA = ROOT.parent / "shared" / "data"
 VOC_MINI = Path(os.environ.get("USS_VOC_MINI", DATA / "voc_mini"))
@@ -20,42 +23,78 @@ COCO_MINI = Path(os.environ.get("USS_COCO_MINI", DATA / "coco_mini"))
 CALTECH4 = Path(os.environ.get("USS_CALTECH4", ROOT.parent / "shared" / "data" / "caltech4"))
 
 
-def pytest_configure() -> None:
+_SESSION = pytest.StashKey[str]()
+_LEFT = pytest.StashKey["list[leftovers.Process]"]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Take Ctrl-C: a shell that starts the tests in the background lets them ignore it, which their
-    child processes would inherit.
+    child processes would inherit. And mark those processes.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.stash[_SESSION] = leftovers.mark(os.environ)
 
 
-@pytest.fixture(scope="session")
-def goldens() -> Callable[[str], dict[str, np.ndarray]]:
-    """Function from a file's name without suffix to its arrays; skips where the file is not at
-    hand.
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The run has failed if a process that it started is alive."""
+    left = leftovers.end(session.config.stash[_SESSION])
+    session.config.stash[_LEFT] = left
+    if left and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Name the processes that outlived the tests."""
+    for process in config.stash.get(_LEFT, []):
+        terminalreporter.write_line(f"ERROR outlived the tests and was killed: {process}", red=True)
+
+
+Load = Callable[[str], dict[str, np.ndarray]]
+
+
+def load_golden(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a golden file, those included that it only says how to draw."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    drawn = {key: value for key, value in arrays.items() if key.endswith("__image_u8")}
+    for key, (seed, height, width) in drawn.items():
+        arrays[key[: -len("__image_u8")]] = golden_recipe.image_u8(seed, height, width)
+    return arrays
+
+
+def load_full_golden(name: str) -> dict[str, np.ndarray]:
+    """A golden file of the folder ``USS_GOLDENS``. Where it is missing the test skips, or fails if
+    ``USS_REQUIRE_GOLDENS`` is 1.
     """
+    path = GOLDENS / f"{name}.npz"
+    if not path.is_file():
+        missing = pytest.fail if os.environ.get("USS_REQUIRE_GOLDENS") == "1" else pytest.skip
+        missing(f"golden file {path} is not there; set USS_GOLDENS to the folder that has it")
+    return load_golden(path)
 
-    def load(name: str) -> dict[str, np.ndarray]:
-        path = GOLDENS / f"{name}.npz"
-        if not path.is_file():
-            pytest.skip(
-                f"golden file {path} is not there; set USS_GOLDENS to the folder that has it"
-            )
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
 
-    return load
+@pytest.fixture(params=["compact", "full"])
+def goldens(request: pytest.FixtureRequest) -> Load:
+    """Function from a golden file's name without suffix to its arrays: of the compact files in
+    tests/goldens, and once more of the full ones where they are at hand.
+    """
+    if request.param == "full":
+        return load_full_golden
+    return lambda name: load_golden(COMPACT_GOLDENS / f"{name}.npz")
+
+
+@pytest.fixture
+def full_goldens() -> Load:
+    """The same for files that show photographs, which have no compact form."""
+    return load_full_golden
 
 
 @pytest.fixture(scope="session")
 def recipe() -> ModuleType:
-    """The module ``recipe.py`` of the golden folder: weights and inputs from keys and seeds."""
-    path = GOLDENS / "recipe.py"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there; set USS_GOLDENS to the folder that has it")
-    spec = importlib.util.spec_from_file_location("golden_recipe", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module that makes the golden files' weights and inputs from keys and seeds."""
+    return golden_recipe
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ from tests.helpers.document_commands import (
     parsed,
     stages_of,
 )
+from tests.helpers.processes import PATIENCE_S
 from tests.helpers.report_runs import make_run
 from tools.command_line import TOOLS, config_from
 from uss import pipeline as uss_pipeline
@@ -170,7 +171,7 @@ def execute(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[s
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
 
 

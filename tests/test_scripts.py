@@ -12,13 +12,15 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.helpers.processes import one_line_error
+from tests.helpers.processes import PATIENCE_S, one_line_error
 
 
 def call(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command with the test's interpreter as PYTHON and return what it printed."""
     env = {**os.environ, "PYTHON": sys.executable, **environment}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=PATIENCE_S
+    )
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import subprocess
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from PIL import Image
 
 from core.data.label_maps import load_label, save_label
 from tests.helpers.calls_of_test_py import call, command, on_test_split
-from tests.helpers.processes import one_line_error
+from tests.helpers.processes import PATIENCE_S, one_line_error, wait_until
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (48, 64)) -> None:
@@ -99,11 +98,9 @@ def test_a_stopped_run_keeps_its_images_and_goes_on(
     process = subprocess.Popen(
         command(*where), cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ
     )
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("*/*.png"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: len(list(folder.glob("*/*.png"))) >= 3)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, stderr
     assert stderr.splitlines()[-1].startswith("interrupted:")
     assert "Traceback" not in stderr
@@ -155,13 +152,6 @@ def child_of(process: subprocess.Popen[str]) -> int | None:
     return int(found[0]) if found else None
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(tmp_path: Path, plain_checkpoint: Path, kills: int) -> None:
     write_images(tmp_path / "data" / "test", 40, size=(120, 160))
@@ -176,7 +166,7 @@ def test_killed_at_random_moments(tmp_path: Path, plain_checkpoint: Path, kills:
         # Most kills fall into the images: some while the network loads, some at the very end.
         if rng.random() < 0.8:
             more = 1 if kills > 40 else rng.randint(1, 6)
-            wait_for(
+            wait_until(
                 lambda p=process, n=begun + more: (
                     p.poll() is not None or len(computed(tmp_path / "result")) >= n
                 )
@@ -215,7 +205,7 @@ def test_several_at_once_share_the_images(tmp_path: Path, plain_checkpoint: Path
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -225,9 +215,9 @@ def test_several_at_once_share_the_images(tmp_path: Path, plain_checkpoint: Path
         for task in range(3):
             array = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "3"}
             processes.append(start(tmp_path, *arguments, **(array if how == "array" else {})))
-        wait_for(lambda: len(computed(tmp_path / "result")) >= 5)
+        wait_until(lambda: len(computed(tmp_path / "result")) >= 5)
         processes[0].kill()  # what it was at is taken over
-        outputs = [process.communicate(timeout=300) for process in processes]
+        outputs = [process.communicate(timeout=PATIENCE_S) for process in processes]
         assert [process.returncode for process in processes[1:]] == [0, 0], outputs
         said = "".join(stderr for _, stderr in outputs)
     once = computed(tmp_path / "result")
@@ -244,14 +234,14 @@ def test_a_hung_process_is_replaced_and_the_image_is_made(
     tmp_path: Path, plain_checkpoint: Path
 ) -> None:
     write_images(tmp_path / "data" / "test", 12, size=(120, 160))
-    process = start(tmp_path, *job_of(tmp_path, plain_checkpoint), "--image-timeout", 2)
-    wait_for(lambda: len(computed(tmp_path / "result")) >= 2)
+    process = start(tmp_path, *job_of(tmp_path, plain_checkpoint), "--image-timeout", 5)
+    wait_until(lambda: len(computed(tmp_path / "result")) >= 2)
     child = child_of(process)
     assert child is not None
     os.kill(child, signal.SIGSTOP)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, stderr
-    assert "no answer within 2 s; once more in a new process with smaller batches" in stderr
+    assert "no answer within 5 s; once more in a new process with smaller batches" in stderr
     assert set(computed(tmp_path / "result").values()) == {1}
 
 
@@ -271,7 +261,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, plain_checkpoint: Path) -> None
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
         check=False,
     )
     line = one_line_error(done)

@@ -15,7 +15,8 @@ import pytest
 
 from core import runtime
 from tests.conftest import ROOT
-from tests.helpers.processes import GUARDED, only
+from tests.helpers.leftovers import TOKEN
+from tests.helpers.processes import GUARDED, PATIENCE_S, killed_at_the_end, only
 
 WORK = "(jt.rand(4, 5) @ jt.rand(5, 6)).sum().numpy()"
 
@@ -24,7 +25,7 @@ WORK = "(jt.rand(4, 5) @ jt.rand(5, 6)).sum().numpy()"
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment of a fresh login that finds the kernels compiled already."""
     cache = str(runtime.cache_dir())
-    keep = ("HOME", "PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
+    keep = ("HOME", "PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR", TOKEN)
     variables = {key: os.environ[key] for key in keep if key in os.environ}
     return {**variables, "USS_CACHE": cache}
 
@@ -38,7 +39,7 @@ def python(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -173,11 +174,12 @@ def test_ctrl_c_during_compiled_work(environment: dict[str, str]) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "working\n"
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
+    with killed_at_the_end(process):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
     assert output == "tidied up\n"
     assert errors.startswith("interrupted") and errors.count("\n") == 1

@@ -1,10 +1,19 @@
-"""What tests of real processes share: a PATH of few programs, and how a failed run should look."""
+"""What tests of real processes share: how long to wait, a PATH of few programs, how a failed run
+should look.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+#: Seconds that a test waits for what takes a moment on a quiet machine. Only what hangs takes as
+#: long, on a busy machine too.
+PATIENCE_S = 300.0
 
 #: A program whose ``main`` is guarded; ``body`` is its one statement.
 GUARDED = """
@@ -18,6 +27,24 @@ def main():
 
 sys.exit(main())
 """
+
+
+def wait_until(condition: Callable[[], object], seconds: float = PATIENCE_S) -> None:
+    """Return once ``condition`` holds; fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """``process``, which a test that fails inside the block does not leave running."""
+    try:
+        yield process
+    finally:
+        process.kill()  # nothing where it has ended
+        process.communicate()
 
 
 def only(folder: Path, *programs: str) -> str:

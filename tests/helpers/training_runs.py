@@ -17,10 +17,11 @@ from PIL import Image
 
 from core.data.label_maps import save_label
 from tests.conftest import ROOT
+from tests.helpers.processes import PATIENCE_S
 from uss.paths import RunFolder
 
 CLASSES, IMAGES, SIZE_HW = ("n01", "n02"), 4, (70, 90)
-SECONDS = 300.0  # no process may take longer, cold kernels included
+SECONDS = 2 * PATIENCE_S  # no process may take longer, cold kernels included
 SETTINGS = {
     "num_classes": 2,
     "heads.hidden_mlp": 16,

@@ -136,8 +136,8 @@ def test_golden_pretrain_gradients(goldens, recipe, arch):
     parameters = dict(model.named_parameters())
     gradients = jt.grad(loss, [parameters[key.split(":")[1]] for key in keys])
     for key, gradient in zip(keys, gradients):
-        expected = arrays[f"{key}__f64"]
-        _, got = golden_values(arrays, key, gradient.numpy())
+        stored, got = golden_values(arrays, key, gradient.numpy())
+        expected = arrays.get(f"{key}__f64", stored)
         noise = max(5 * float(arrays[f"{key}__noise"]), 1e-4)
         assert np.abs(expected - got).max() < noise * np.abs(expected).max(), key
 
@@ -146,7 +146,9 @@ def _loss(out, labels0: np.ndarray, labels1: np.ndarray):
     """The three losses for given assignments: 6 images, 5 crops, temperature 0.1."""
 
     def swapped(q: np.ndarray, logits):
-        return -(jt.array(q) * jt.nn.log_softmax(logits / 0.1, dim=1)).sum(1).mean()
+        return (
+            -(jt.array(q.astype(np.float32)) * jt.nn.log_softmax(logits / 0.1, dim=1)).sum(1).mean()
+        )
 
     views = [out.logits[i * 6 : (i + 1) * 6] for i in range(5)]
     i2i = 0.0

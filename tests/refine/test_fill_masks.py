@@ -22,6 +22,7 @@ from core.synthetic.imagenet_s import make_dataset
 from refine import fill_masks as stage
 from refine.mask_sources import ImageMasks
 from tests.conftest import ROOT
+from tests.helpers.processes import PATIENCE_S, wait_until
 from tests.helpers.quarter_masks import QuarterMasks, write_photographs
 from uss.__main__ import main
 from uss.paths import RunFolder
@@ -67,7 +68,7 @@ def start(data: Path, run: Path, launcher: tuple[str, ...] = (), **environment: 
 
 def end_of(process: subprocess.Popen, code: int = 0) -> str:
     """What a process wrote to stderr until its end."""
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, err
     return err
 
@@ -102,10 +103,7 @@ def stored(run: Path) -> int:
 
 
 def wait_until_stored(process: subprocess.Popen, run: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
-    while stored(run) < count and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: stored(run) >= count or process.poll() is not None)
 
 
 def test_made_once_then_found(data: Path, tmp_path: Path, quiet: dict[str, bytes]) -> None:
@@ -246,7 +244,7 @@ def test_a_stopped_process_does_not_overwrite_who_took_over(tmp_path: Path, stop
         kept = images.store.path(key).read_bytes()
         (tmp_path / "go").touch()
         os.kill(old.pid, signal.SIGCONT)
-        assert old.stdout.readline() == "0\n" and old.wait(timeout=60) == 0
+        assert old.stdout.readline() == "0\n" and old.wait(timeout=PATIENCE_S) == 0
     assert images.store.path(key).read_bytes() == kept
 
 
@@ -298,7 +296,7 @@ def check_kills(data: Path, run: Path, quiet: dict[str, bytes], kills: int) -> N
                 time.sleep(rng.uniform(0, 0.15))
             process.kill()
         for process in processes:
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE_S)
             killed += process.returncode == -signal.SIGKILL
         if stored(run) == IMAGES:
             finish(data, run)

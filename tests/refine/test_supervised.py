@@ -54,7 +54,7 @@ def maker(setup: Setup) -> Callable[[Any], Any]:
     return answer
 
 
-def refiner(setup: Setup = SETUP, seconds: float = 0.5, **settings: Any) -> SupervisedRefiner:
+def refiner(setup: Setup = SETUP, seconds: float = 1.5, **settings: Any) -> SupervisedRefiner:
     return SupervisedRefiner(setup, seconds, f"{__name__}:maker", **settings)
 
 

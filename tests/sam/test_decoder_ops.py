@@ -101,8 +101,7 @@ def test_upscaling(masks: int) -> None:
     close(decoder_ops.upscale_masks(*variables(arguments)), expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("image_batch", [1, 3])
+@pytest.mark.parametrize("image_batch", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_plain_versions(image_batch: int) -> None:
     for name, arguments in (
         ("image_to_token", image_to_token_arguments(image_batch, 5)),

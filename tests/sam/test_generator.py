@@ -266,8 +266,8 @@ def mobile_sam() -> Any:
     return sam_model_registry["vit_t"](checkpoint=path)
 
 
-def photos(goldens: Any) -> dict[str, np.ndarray]:
-    return {key.split(".")[0]: rgb for key, rgb in goldens("G_photos_rgb").items()}
+def photos(full_goldens: Any) -> dict[str, np.ndarray]:
+    return {key.split(".")[0]: rgb for key, rgb in full_goldens("G_photos_rgb").items()}
 
 
 def check_against_golden(f: dict[str, np.ndarray], sam: Any, rgb: np.ndarray, case: str) -> None:
@@ -304,12 +304,12 @@ def check_against_golden(f: dict[str, np.ndarray], sam: Any, rgb: np.ndarray, ca
     assert partners >= 0.97 * len(expected)
 
 
-def test_golden_sam_automatic_masks_of_a_photograph(goldens: Any, mobile_sam: Any) -> None:
+def test_golden_sam_automatic_masks_of_a_photograph(full_goldens: Any, mobile_sam: Any) -> None:
     from sam import SamPredictor
     from tests.conftest import relative_error
 
-    f = goldens("G_mobilesam_amg")
-    photo, rgb = next(iter(photos(goldens).items()))
+    f = full_goldens("G_mobilesam_amg")
+    photo, rgb = next(iter(photos(full_goldens).items()))
     predictor = SamPredictor(mobile_sam)
     predictor.set_image(rgb)
     assert relative_error(f, f"{photo}.embedding", predictor.get_image_embedding().numpy()) < 1e-4
@@ -322,10 +322,10 @@ def test_golden_sam_automatic_masks_of_a_photograph(goldens: Any, mobile_sam: An
 
 
 @pytest.mark.slow
-def test_golden_sam_automatic_masks_of_all_settings(goldens: Any, mobile_sam: Any) -> None:
-    f = goldens("G_mobilesam_amg")
+def test_golden_sam_automatic_masks_of_all_settings(full_goldens: Any, mobile_sam: Any) -> None:
+    f = full_goldens("G_mobilesam_amg")
     cases = sorted(key.rsplit(".", 1)[0] for key in f if key.endswith(".rle_len"))
     assert cases
-    rgb_of = photos(goldens)
+    rgb_of = photos(full_goldens)
     for case in cases:
         check_against_golden(f, mobile_sam, rgb_of[case.split(".")[0]], case)

@@ -13,6 +13,7 @@ from core.data import rle
 from sam import masks as M
 from sam.resize_logits import MaskUpscaler
 from sam.transforms import ResizeLongestSide
+from tests.helpers.processes import PATIENCE_S
 
 RING = np.array(
     [
@@ -247,4 +248,4 @@ def test_numpy_modules_do_not_start_jittor() -> None:
         "import sam.resize_logits, sam.onnx_weights, sam.weights, sys\n"
         "assert 'jittor' not in sys.modules and not sam.__dict__.get('SamPredictor')"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)

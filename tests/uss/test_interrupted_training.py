@@ -15,6 +15,7 @@ import pytest
 
 from core.checkpoints import files as checkpoint
 from tests.helpers import training_runs as runs
+from tests.helpers.processes import PATIENCE_S
 
 STAGES = ("pretrain", "pixel-attention", "finetune")
 
@@ -71,8 +72,9 @@ def _kill_and_resume(stage: str, data: Path, whole: Path, run: Path, kills: int)
     ]
 
 
-def test_killed_pretraining_repeats_no_step_and_changes_none(data, whole, tmp_path):
-    _kill_and_resume("pretrain", data, whole, tmp_path, kills=3)
+@pytest.mark.parametrize(("stage", "kills"), zip(STAGES, (3, 1, 1)))
+def test_killed_training_repeats_no_step_and_changes_none(stage, kills, data, whole, tmp_path):
+    _kill_and_resume(stage, data, whole, tmp_path, kills)
 
 
 @pytest.mark.slow
@@ -117,7 +119,7 @@ def test_ranks_are_saved_restored_and_die_together(data, tmp_path):
     runs.wait_for_step(process, folder, 5)
     os.kill(_rank_pid(process, 1), signal.SIGKILL)
     begin = time.monotonic()
-    _, shown = process.communicate(timeout=60)
+    _, shown = process.communicate(timeout=PATIENCE_S)
     assert process.returncode != 0 and "signal 9" in shown, shown
     assert time.monotonic() - begin < 30
     queue = checkpoint.load_latest(folder)["task"]["queue"]

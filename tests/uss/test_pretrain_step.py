@@ -41,9 +41,14 @@ class Reference:
     ) -> None:
         """``got`` equals array ``key``; with ``start``, their differences from it are compared.
 
-        ``loose``: gradients behind batch norms in train mode. One ReLU input within rounding of
-        zero may switch and change whole rows by a per cent, so the distance as a whole counts
-        there.
+        The largest difference may be five times the reference's own noise, at least 1e-4 of the
+        largest value.
+
+        ``loose``: gradients behind batch norms in train mode, and the parameters that they update.
+        A single ReLU whose input is within rounding of zero may fall on the other side and change
+        whole rows by a per cent. Of the 233 checks in this file, 15 miss the rule above for that,
+        all of ResNet18's first step; there the distance as a whole may be 2 %, at a cosine of
+        0.9999.
         """
         truth = self.arrays.get(f"{key}__f64", self.arrays[key]).astype(np.float64).reshape(-1)
         values = got.astype(np.float64).reshape(-1)
@@ -57,11 +62,13 @@ class Reference:
             assert cosine > 0.99, f"{key}: cosine {cosine}"
             return
         error = np.abs(truth - values).max() / np.abs(truth).max()
-        tolerance = max(5 * noise, 1e-4)
-        if loose:
-            error = np.linalg.norm(truth - values) / np.linalg.norm(truth)
-            tolerance = max(5 * noise, 0.03)
-        assert error < tolerance, f"{key}: error {error:.1e}, noise {noise:.1e}"
+        if loose and error >= max(5 * noise, 1e-4):
+            distance = np.linalg.norm(truth - values) / np.linalg.norm(truth)
+            assert distance < 0.02, f"{key}: distance {distance:.1e}, error {error:.1e}"
+            cosine = truth @ values / (np.linalg.norm(truth) * np.linalg.norm(values))
+            assert cosine > 0.9999, f"{key}: cosine {cosine}, error {error:.1e}"
+            return
+        assert error < max(5 * noise, 1e-4), f"{key}: error {error:.1e}, noise {noise:.1e}"
 
 
 @pytest.fixture(params=["resnet18", "resnet50"])

@@ -22,7 +22,7 @@ ARCH = "resnet18"
 RENAMED = {"blue": "red", "red": "blue"}
 
 
-def config() -> Config:
+def config(epochs: int) -> Config:
     """All of PASS's stages on a few images of 64 pixels."""
     base = preset("pass50", ARCH)
     return replace(
@@ -32,12 +32,12 @@ def config() -> Config:
         heads=Heads(hidden_mlp=16, feat_dim=8, prototypes=6),
         pretrain=replace(
             base.pretrain,
-            epochs=2,
+            epochs=epochs,
             batch_size=4,
             crop_sizes=(64, 32),
             crop_counts=(2, 1),
             queue_length=4,
-            queue_start_epoch=1,
+            queue_start_epoch=epochs - 1,
             freeze_prototypes_steps=1,
         ),
         pixel_attention=replace(
@@ -45,7 +45,7 @@ def config() -> Config:
         ),
         cluster=replace(base.cluster, batch_size=4, resize=64, crop=64, redo=2),
         pseudo_labels=replace(base.pseudo_labels, resize=64),
-        finetune=replace(base.finetune, epochs=2, batch_size=4, crop_size=64),
+        finetune=replace(base.finetune, epochs=epochs, batch_size=4, crop_size=64),
         predict=replace(base.predict, resize=64),
     )
 
@@ -70,8 +70,8 @@ def with_renamed_classes(data: Path, target: Path) -> Path:
     return target
 
 
-def run_all(data: Path, run: RunFolder) -> None:
-    settings = config()
+def run_all(data: Path, run: RunFolder, epochs: int) -> None:
+    settings = config(epochs)
     for stage in (pretrain, pixel_attention, cluster, pseudo_labels, finetune):
         stage.run(settings, data, run)
     predict.run(settings, data, run, "test")
@@ -83,13 +83,13 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
     return payload["state_dict"]
 
 
-@pytest.mark.slow
-def test_renamed_class_folders_change_no_weight_and_no_pixel(tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_renamed_class_folders_change_no_weight_and_no_pixel(tmp_path: Path, epochs: int) -> None:
     data = write_data(tmp_path / "data")
     renamed = with_renamed_classes(data, tmp_path / "renamed")
     first, second = RunFolder(tmp_path / "first"), RunFolder(tmp_path / "second")
-    run_all(data, first)
-    run_all(renamed, second)
+    run_all(data, first, epochs)
+    run_all(renamed, second, epochs)
     for stage in ("pretrain", "pixel_attention"):
         before = weights(getattr(first, stage)(ARCH))
         after = weights(getattr(second, stage)(ARCH))

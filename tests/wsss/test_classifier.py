@@ -17,6 +17,7 @@ from core.errors import UserError
 from core.pipeline import origin
 from core.synthetic.voc import make_dataset
 from tests.conftest import ROOT
+from tests.helpers.processes import PATIENCE_S
 from wsss.classifier import labelled
 from wsss.presets import PRESET_NAMES, preset
 
@@ -73,7 +74,7 @@ def test_a_killed_run_repeats_the_losses(data: Path, whole: Path, tmp_path: Path
     with subprocess.Popen(
         training(data, run), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
     ) as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + PATIENCE_S
         # In the second epoch, behind a checkpoint within it.
         while not log.is_file() or len(log.read_text().splitlines()) < 5:
             assert process.poll() is None and time.monotonic() < deadline

@@ -15,6 +15,7 @@ import pytest
 from core.data.loader import Loader
 from core.errors import UserError
 from tests.conftest import ROOT
+from tests.helpers.processes import PATIENCE_S, wait_until
 
 
 class Numbers:
@@ -195,13 +196,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_other_processes_make_the_samples_and_only_a_few_ahead(seen: Path) -> None:
     loader = Loader(Witness(400, seen), 4, 0, 2)
     epoch = loader.epoch(0)
@@ -280,7 +274,7 @@ def test_no_worker_outlives_the_training_process(seen: Path, number: signal.Sign
     )
     wait_until(lambda: len(makers(seen)) == 2)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    _, shown = process.communicate(timeout=20)
+    _, shown = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), shown
     assert "Traceback" not in shown
     wait_until(lambda: not any(map(alive, makers(seen))))

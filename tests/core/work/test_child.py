@@ -18,6 +18,7 @@ import pytest
 from core.errors import StopWork, UserError
 from core.work.child import Child, ChildFailed
 from tests.conftest import ROOT
+from tests.helpers.processes import wait_until
 
 MAKER = f"{__name__}:maker"
 
@@ -69,13 +70,6 @@ def gone(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return True
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_answers_and_errors_about_a_request(child: Child) -> None:

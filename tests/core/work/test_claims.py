@@ -18,6 +18,7 @@ from core.files import file_system_time
 from core.work import claims as module
 from core.work.claims import Claims
 from tests.conftest import ROOT
+from tests.helpers.processes import PATIENCE_S, wait_until
 
 LONG_S = 600.0
 
@@ -119,7 +120,7 @@ def test_racing_processes_do_each_key_once(tmp_path: Path) -> None:
             assert racer.stdin is not None
             racer.stdin.write("go\n")
             racer.stdin.flush()
-        assert [racer.wait(timeout=120) for racer in racers] == [0] * 4
+        assert [racer.wait(timeout=PATIENCE_S) for racer in racers] == [0] * 4
     assert [(tmp_path / f"{key}.log").read_text() for key in range(count)] == ["done\n"] * count
     assert not (tmp_path / "claims").exists()
 
@@ -147,10 +148,7 @@ def test_a_killed_owner_is_succeeded_at_once_by_one(tmp_path: Path) -> None:
         assert not claims.claim("n01/a")
         owner.kill()
         # Nobody waits for it yet: a process that has ended counts as gone all the same.
-        deadline = time.monotonic() + 20
-        while not claims.claim("n01/a"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: claims.claim("n01/a"))
         with Claims(tmp_path, LONG_S) as late:
             assert not late.claim("n01/a")
 
@@ -174,11 +172,8 @@ def test_a_stopped_owner_loses_its_claim_and_notices(tmp_path: Path) -> None:
         time.sleep(1.5)
         assert not claims.claim("a"), "an owner that works shows signs of life"
         os.kill(owner.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + 30
         stopped = time.monotonic()
-        while not claims.claim("a"):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: claims.claim("a"))
         assert time.monotonic() - stopped > 0.7
         (tmp_path / "result").write_text("new owner")
         (tmp_path / "go").touch()

@@ -14,6 +14,7 @@ import pytest
 from core.errors import UserError
 from core.work.pool import ordered_map
 from tests.conftest import ROOT
+from tests.helpers.processes import wait_until
 
 
 def square(number: int) -> int:
@@ -70,10 +71,7 @@ def test_workers_end_with_a_parent_that_is_killed():
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         parent.kill()
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{worker}/cmdline").is_file() and _alive(worker):
-        assert time.monotonic() < deadline, "the worker outlived its parent"
-        time.sleep(0.1)
+    wait_until(lambda: not _alive(worker))
 
 
 def _alive(process: int) -> bool:

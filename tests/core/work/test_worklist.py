@@ -20,6 +20,7 @@ from core.work.claims import Claims
 from core.work.ledger import LEDGER_FOLDER
 from core.work.worklist import Made, Worklist
 from tests.conftest import ROOT
+from tests.helpers.processes import PATIENCE_S
 
 SETTINGS = {"threshold": 0.3, "masks": {"points": [16, 8]}}
 CHANGED = {"threshold": 0.3, "masks": {"points": [32, 8]}, "square": True}
@@ -328,7 +329,7 @@ def test_processes_share_the_items(tmp_path, out, array):
                 text=True,
             )
         )
-    done = [process.communicate(timeout=60)[0].split() for process in processes]
+    done = [process.communicate(timeout=PATIENCE_S)[0].split() for process in processes]
     items = list_images(tmp_path / "many")
     assert sorted(sum(done, [])) == keys(items), "each item once"
     assert Worklist(out, {}).pending(items) == []

@@ -21,6 +21,7 @@ from core.training.log import TrainLog
 from core.work.claims import Claims
 from core.work.worklist import Made, Worklist
 from tests.conftest import ROOT
+from tests.helpers.processes import PATIENCE_S
 from tools.watch import serve
 from tools.watch.command import page
 from tools.watch.state import FINISHED, RUNNING, STOPPED, RunState, StageState
@@ -220,9 +221,9 @@ def watch(*arguments: str) -> subprocess.Popen[str]:
 def test_the_command(tmp_path: Path) -> None:
     """It follows a run until Ctrl-C, which is its usual end."""
     train(tmp_path, 12)
-    shown, _ = watch(str(tmp_path), "--once").communicate(timeout=60)
+    shown, _ = watch(str(tmp_path), "--once").communicate(timeout=PATIENCE_S)
     assert "pretrain resnet18" in shown and "12/20 steps" in shown and "4.0 s left" in shown
-    content, _ = watch(str(tmp_path), "--json").communicate(timeout=60)
+    content, _ = watch(str(tmp_path), "--json").communicate(timeout=PATIENCE_S)
     assert json.loads(content)[0]["done"] == 12
     process = watch(str(tmp_path), "--interval", "0.1")
     assert process.stdout is not None
@@ -233,7 +234,7 @@ def test_the_command(tmp_path: Path) -> None:
         if "finished" in line:
             break
     process.send_signal(signal.SIGINT)
-    _, complaints = process.communicate(timeout=60)
+    _, complaints = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, complaints) == (0, "")
 
 
@@ -245,23 +246,23 @@ def test_in_a_browser(tmp_path: Path) -> None:
     address = process.stdout.readline().split()[0]
     assert address.startswith("http://127.0.0.1:")
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-    with browser.open(address, timeout=60) as answer:
+    with browser.open(address, timeout=PATIENCE_S) as answer:
         assert answer.headers["Refresh"] == "3"
         assert "12/20 steps" in answer.read().decode()
     train(tmp_path, 20)
     address = address.partition("?")[0]  # the browser has the token now
-    with browser.open(f"{address}state.json", timeout=60) as answer:
+    with browser.open(f"{address}state.json", timeout=PATIENCE_S) as answer:
         assert json.load(answer)[0]["state"] == FINISHED
     with browser.open(f"{address}report.html", timeout=300) as answer:
         page = answer.read().decode()
         assert "pretraining, ResNet18" in page and page.rstrip().endswith("</html>")
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        browser.open(f"{address}../../etc/passwd", timeout=60)
+        browser.open(f"{address}../../etc/passwd", timeout=PATIENCE_S)
     other = watch(str(tmp_path), "--serve", "--port", address.split(":")[2].strip("/"))
-    _, complaint = other.communicate(timeout=60)
+    _, complaint = other.communicate(timeout=PATIENCE_S)
     assert other.returncode == 2 and "choose another --port" in complaint
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert not (tmp_path / "report.html").exists()  # the run's own folder is only read
 
 
@@ -286,15 +287,15 @@ def test_a_report_that_takes_for_ever_is_an_answer(
 )
 def test_numbers_out_of_range(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
     process = watch(str(tmp_path), *arguments)
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2 and said in complaint and complaint.count("\n") == 1
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
     process = watch(str(tmp_path / "none"))
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2 and "is not a folder" in complaint
-    shown, _ = watch(str(tmp_path), "--once").communicate(timeout=60)
+    shown, _ = watch(str(tmp_path), "--once").communicate(timeout=PATIENCE_S)
     assert "nothing has begun here yet" in shown
 
 
