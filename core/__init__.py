@@ -12,6 +12,7 @@ work           many items by many processes: claimed, recorded, resumed
 arrays         arrays out of NumPy's files, which may be damaged
 checksums      SHA-256 of large files, remembered
 config         settings in frozen dataclasses, changed by ``section.field=value``
+cuda           which CUDA Jittor can use here, if any
 distributed    MPI ranks and SLURM array tasks: who am I, what is my share
 download       fetches a large file, and goes on where it was cut
 errors         errors that a user can mend, and how a command ends on one

@@ -16,13 +16,11 @@ import atexit
 import contextlib
 import ctypes
 import os
-import re
 import resource
 import shlex
 import shutil
 import signal
 import ssl
-import subprocess
 import sys
 import sysconfig
 import threading
@@ -31,6 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from core.cuda import choose_cuda
 from core.errors import UserError, under_mpi
 from core.files import private_folder
 
@@ -38,9 +37,6 @@ from core.files import private_folder
 # download.
 _ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
 _ONEDNN_WHEEL = "onednn-devel-cpu-gomp"
-# CUDA 13 removed fields that Jittor 1.3.11 reads; its documented best case is CUDA 12.2 with cuDNN
-# 8.
-_FIRST_UNSUPPORTED_CUDA = 13
 
 # Signals that Jittor answers by ending the process, whatever the program wants.
 _JITTOR_SIGNALS = (
@@ -135,7 +131,7 @@ def _import_jittor() -> Any:
     if under_mpi():
         check_mpicc()
     check_headers()
-    cuda = _choose_cuda()
+    cuda = choose_cuda()
     home = _jittor_home()
     _lay_out_onednn()
     _set_environment(cuda)
@@ -344,54 +340,3 @@ def _signal_handlers() -> dict[int, Any]:
 
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
-
-
-def _choose_cuda() -> str:
-    """Path of an nvcc that Jittor can use here, or "" for the CPU."""
-    wanted = os.environ.get("USS_DEVICE", "auto")
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise UserError(f"USS_DEVICE must be auto, cpu or cuda, not {wanted!r}")
-    if wanted == "cpu":
-        return ""
-    nvcc, reason = usable_nvcc()
-    if not nvcc and wanted == "cuda":
-        raise UserError(
-            f"USS_DEVICE=cuda but {reason}; "
-            "use a machine with CUDA 12.2 and cuDNN 8, or USS_DEVICE=cpu"
-        )
-    return nvcc
-
-
-def usable_nvcc() -> tuple[str, str]:
-    """(path, "") of a usable nvcc, or ("", why not)."""
-    if not cuda_devices():
-        return "", "no CUDA device is visible"
-    found = os.environ.get("nvcc_path") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    if not os.path.isfile(found):
-        return "", "nvcc was not found"
-    answer = subprocess.run(
-        [found, "--version"], capture_output=True, text=True, check=False
-    ).stdout
-    version = re.search(r"release (\d+)\.", answer)
-    if version is None:
-        return "", f"{found} does not state its version"
-    if int(version.group(1)) >= _FIRST_UNSUPPORTED_CUDA:
-        return "", f"CUDA {version.group(1)} is newer than Jittor 1.3.11 supports"
-    libraries = Path(found).resolve().parent.parent
-    if not any(libraries.glob("lib*/libcudart.so*")) and not any(
-        libraries.glob("targets/*/lib/libcudart.so*")
-    ):
-        return "", f"libcudart was not found beside {found}"
-    return found, ""
-
-
-def cuda_devices() -> int:
-    """Number of CUDA devices the driver shows; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value

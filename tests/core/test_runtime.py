@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from core import runtime
+from core import cuda, runtime
 from tests.conftest import ROOT
 from tests.helpers.leftovers import TOKEN
 from tests.helpers.processes import GUARDED, PATIENCE_S, killed_at_the_end, only
@@ -53,7 +53,7 @@ def assert_user_error(done: subprocess.CompletedProcess[str], *texts: str) -> No
 
 STATE = """
 import json, os, resource, signal, ssl, sys, threading
-from core import runtime
+from core import cuda, runtime
 
 def caught():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -239,7 +239,7 @@ def test_device_choice(environment: dict[str, str]) -> None:
     environment["USS_DEVICE"] = "cpu"
     code = "from core.runtime import jt; print(jt.flags.use_cuda)"
     assert python(code, environment).stdout.split() == ["0"]
-    if runtime.usable_nvcc()[0]:
+    if cuda.usable_nvcc()[0]:
         pytest.skip("a usable CUDA is here, so asking for it is no error")
     environment["USS_DEVICE"] = "cuda"
     assert_user_error(python(START, environment), "USS_DEVICE=cuda but ", "or USS_DEVICE=cpu")
@@ -265,14 +265,33 @@ def test_which_cuda_is_usable(
     if libraries:
         (tmp_path / "lib64").mkdir()
         (tmp_path / "lib64" / "libcudart.so.12").touch()
-    monkeypatch.setattr(runtime, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(cuda, "cuda_devices", lambda: 1)
     monkeypatch.setenv("nvcc_path", str(nvcc))
-    found, why = runtime.usable_nvcc()
+    found, why = cuda.usable_nvcc()
     assert (found == str(nvcc)) == (reason == "") and reason in why
     monkeypatch.setenv("nvcc_path", str(tmp_path / "none"))
-    assert runtime.usable_nvcc() == ("", "nvcc was not found")
-    monkeypatch.setattr(runtime, "cuda_devices", lambda: 0)
-    assert runtime.usable_nvcc() == ("", "no CUDA device is visible")
+    assert cuda.usable_nvcc() == ("", "nvcc was not found")
+    monkeypatch.setattr(cuda, "cuda_devices", lambda: 0)
+    assert cuda.usable_nvcc() == ("", "no CUDA device is visible")
+
+
+@pytest.mark.parametrize(
+    "devices,wanted,warns", [(1, "auto", True), (1, "cpu", False), (0, "auto", False)]
+)
+def test_a_gpu_that_stays_unused_is_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    devices: int,
+    wanted: str,
+    warns: bool,
+) -> None:
+    monkeypatch.setattr(cuda, "cuda_devices", lambda: devices)
+    monkeypatch.setenv("nvcc_path", "/nowhere/nvcc")
+    monkeypatch.setenv("USS_DEVICE", wanted)
+    assert cuda.choose_cuda() == ""
+    said = capsys.readouterr().err
+    assert ("warning: a GPU is here but nvcc was not found" in said) == warns
+    assert said.count("\n") == warns
 
 
 def test_onednn_flags_lead_to_the_library() -> None:

@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 
 from core import runtime
+from core.cuda import cuda_devices, usable_nvcc
 from core.errors import UserError
 from tools.doctor.checks import FAIL, OK, WARN, Check, output
 
@@ -40,7 +41,7 @@ def gpu() -> Check:
         text = f"{listed}: its driver knows CUDA {_dotted(driver_cuda())}, expected 10.2 or later"
         return Check("GPU", FAIL, text, "install NVIDIA's driver 535 or later, then reboot")
     cuda, cudnn = fits
-    nvcc, why = runtime.usable_nvcc()
+    nvcc, why = usable_nvcc()
     install = (
         f"install the CUDA {cuda} toolkit with cuDNN {cudnn} "
         f"(conda install -c conda-forge cuda-toolkit={cuda} cudnn={cudnn}), then: "
@@ -84,7 +85,7 @@ def _without_cards() -> Check:
 def _cards() -> list[tuple[str, float, int]]:
     """(name, memory in GiB, compute capability times ten) of each visible CUDA device."""
     cards = []
-    for index in range(runtime.cuda_devices()):
+    for index in range(cuda_devices()):
         driver = ctypes.CDLL("libcuda.so.1")
         name, size = ctypes.create_string_buffer(128), ctypes.c_size_t()
         major, minor = ctypes.c_int(), ctypes.c_int()

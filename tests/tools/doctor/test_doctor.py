@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core import runtime
+from core import cuda, runtime
 from core.config import override
 from core.memory import machine_bytes
 from core.text import duration
@@ -234,7 +234,7 @@ def test_gpu(
     monkeypatch.setenv("nvcc_path", str(toolkit(tmp_path / "cuda", release, cudnn)))
     monkeypatch.setenv("cc_path", str(program(tmp_path / "g++", f"echo {gcc}")))
     monkeypatch.delenv("USS_DEVICE", raising=False)
-    monkeypatch.setattr(runtime, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(cuda, "cuda_devices", lambda: 1)
     monkeypatch.setattr(gpu, "_cards", lambda: [card])
     monkeypatch.setattr(gpu, "driver_cuda", lambda: driver)
     check = gpu.gpu()
@@ -245,7 +245,7 @@ def test_gpu(
 def test_toolkit_for_an_older_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nvcc_path", str(tmp_path / "none"))
     monkeypatch.delenv("USS_DEVICE", raising=False)
-    monkeypatch.setattr(runtime, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(cuda, "cuda_devices", lambda: 1)
     monkeypatch.setattr(gpu, "_cards", lambda: [("T4", 16.0, 75)])
     for driver, wanted in (((12, 4), "cuda-toolkit=12.2 cudnn=8"), ((11, 6), "=11.2 cudnn=8")):
         monkeypatch.setattr(gpu, "driver_cuda", lambda driver=driver: driver)
@@ -254,7 +254,7 @@ def test_toolkit_for_an_older_driver(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_no_gpu_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    if runtime.cuda_devices() or Path("/proc/driver/nvidia/gpus").is_dir():
+    if cuda.cuda_devices() or Path("/proc/driver/nvidia/gpus").is_dir():
         pytest.skip("there is a GPU")
     monkeypatch.delenv("USS_DEVICE", raising=False)
     assert gpu.gpu().state == OK
