@@ -194,7 +194,7 @@ def names_of(data: Path) -> list[str]:
 def products(run: RunFolder) -> dict[str, bytes]:
     folder = run.cluster("resnet18")
     assert {path.name for path in folder.iterdir()} == {
-        *("centroids.npy", "train_labeled.txt", "val_labeled.txt", "settings.json")
+        *("centroids.npy", "train_labeled.txt", "val_labeled.txt", "settings.json", "origin.json")
     }
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

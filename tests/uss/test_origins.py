@@ -40,7 +40,7 @@ class SamQuarters(QuarterMasks):
 
 
 def by_superpixels() -> Any:
-    base = config()
+    base = config(2)
     return replace(
         base,
         masks=replace(base.masks, source="superpixels"),
@@ -184,7 +184,7 @@ def test_labels_that_are_being_made_over_keep_both_origins(
     class Stopped(Exception):
         pass
 
-    def stop(*arguments: Any) -> None:
+    def stop(*arguments: Any, **options: Any) -> None:
         raise Stopped
 
     settings, record = by_superpixels(), run.threshold.parent / origin.RECORD

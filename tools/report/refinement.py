@@ -27,6 +27,7 @@ class ImageFacts:
     rule: str
     seconds: dict[str, float]  # by part, see refine.one_image.PARTS
     resident_mib: float | None
+    time_ns: int = 0  # when the label map was written; 0: an earlier version, which kept no times
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,27 @@ class RefinementFacts:
 
 def refinement_facts(labels: Path, looks: Sequence[ImageSummary]) -> RefinementFacts:
     """Facts of the looked-at images from the ledger of a folder of label maps."""
-    by_file: dict[tuple[str, int, int], ImageFacts] = {}
+    by_file: dict[tuple[str, int, int], list[ImageFacts]] = {}
     for key, file, facts in _records(labels):
-        by_file[(key, file[0], file[1])] = facts
+        by_file.setdefault((key, *file), []).append(facts)
     images = {}
     for each in looks:
-        made = by_file.get((each.key, *each.crc)) if each.crc else None
-        if made is not None:
-            images[each.key] = made
+        stated = by_file.get((each.key, *each.crc), []) if each.crc else []
+        if stated:
+            images[each.key] = _last_made(stated, labels / f"{each.key}.png")
     used = Counter(facts.settings for facts in images.values()).most_common()
     settings = json_or_empty(labels / LEDGER_FOLDER / used[0][0] / SETTINGS_FILE) if used else {}
     unrecorded = sum(each.crc is not None and each.key not in images for each in looks)
     return RefinementFacts(images, settings, sum(count for _, count in used[1:]), unrecorded)
+
+
+def _last_made(stated: list[ImageFacts], label_map: Path) -> ImageFacts:
+    """Of several lines that state the same bytes the one that wrote the file last, by its time.
+
+    Settings that gave the same label map leave lines of their own.
+    """
+    written = label_map.stat().st_mtime_ns if label_map.is_file() else 0
+    return max(stated, key=lambda facts: (facts.time_ns == written, facts.time_ns))
 
 
 class StoredMasks:
@@ -115,10 +125,11 @@ def _records(labels: Path) -> Iterator[tuple[str, tuple[int, int], ImageFacts]]:
 
 def _facts(settings: str, entry: dict[str, Any]) -> ImageFacts:
     seconds = entry.get("seconds") or {}
-    resident = entry.get("resident_mib")
+    resident, times = entry.get("resident_mib"), entry.get("times_ns") or [0]
     return ImageFacts(
         settings,
         str(entry.get("rule", "unknown")),
         {str(name): float(value) for name, value in seconds.items() if math.isfinite(value)},
         float(resident) if resident is not None else None,
+        int(times[0]),
     )
