@@ -143,7 +143,7 @@ def _read_mask_settings(path: Path) -> None:
 def _ledger(folder: Path) -> Path:
     ledger = Ledger(folder, _LEDGER)
     ledger.open()
-    ledger.record("a", Record(10, ((3, 4),)), {"seconds": 1.5})
+    ledger.record("a", Record(10, ((3, 4),)), (10**18,), {"seconds": 1.5})
     ledger.fail("b", "broken")
     return next(ledger.folder.glob("*.jsonl"))
 
@@ -156,10 +156,10 @@ def _read_ledger(path: Path) -> None:
     root = path.parent.parent.parent
     ledger = Ledger(root, _LEDGER)
     ledger.open()
-    ledger.records("a")
+    ledger.knows("a")
     ledger.failure("b", 0.0)
     for other in Ledger.others(root, Ledger(root, {"threshold": 1})):
-        other.records("a")
+        other.knows("a")
 
 
 def _levels(folder: Path) -> Path:

@@ -10,6 +10,7 @@ import pytest
 
 import uss.__main__ as command_line
 from core.version import VERSION
+from core.work.claims import IMAGE_TIMEOUT_S
 from uss import cluster, distance_matching, pixel_attention, predict, pretrain, pseudo_labels
 
 
@@ -55,14 +56,18 @@ def test_shallow_stages(
     assert (config.pretrain.shallow, config.pretrain.loss_weights) == (shallow, weights)
 
 
+# What all stages that work image by image take, where nothing is asked for.
+PER_IMAGE = {"image_timeout_s": IMAGE_TIMEOUT_S, "verify": False}
+
+
 def test_pseudo_label_flags(tmp_path: Path, called: list[tuple[Any, ...]]) -> None:
     files = ["--pretrained", "a.pth.tar", "--centroids", "c.npy"]
     assert call(tmp_path, "pseudo-labels", "--mode", "train", "-t", "0.41", *files) == 0
     config, run, more = called[0]
-    assert config.pseudo_labels.threshold == 0.41 and more == {"mode": "train"}
+    assert config.pseudo_labels.threshold == 0.41 and more == {"mode": "train", **PER_IMAGE}
     assert (run.given_checkpoint, run.given_centroids) == (Path("a.pth.tar"), Path("c.npy"))
     assert call(tmp_path, "pseudo-labels") == 0
-    assert called[1][0].pseudo_labels.threshold < 0 and called[1][2] == {"mode": "all"}
+    assert called[1][0].pseudo_labels.threshold < 0 and called[1][2] == {"mode": "all", **PER_IMAGE}
 
 
 def test_attention_threshold_flag(tmp_path: Path, called: list[tuple[Any, ...]]) -> None:
@@ -74,9 +79,13 @@ def test_attention_threshold_flag(tmp_path: Path, called: list[tuple[Any, ...]])
 
 def test_prediction_flags(tmp_path: Path, called: list[tuple[Any, ...]]) -> None:
     assert call(tmp_path, "predict", "--mode", "test", "--match-file", "match.json") == 0
-    assert called[0][2] == {"split": "test", "match_file": Path("match.json")}
+    assert called[0][2] == {
+        "split": "test",
+        "match_file": Path("match.json"),
+        **PER_IMAGE,
+    }
     assert call(tmp_path, "predict") == 0
-    assert called[1][2] == {"split": "auto", "match_file": None}
+    assert called[1][2] == {"split": "auto", "match_file": None, **PER_IMAGE}
     assert call(tmp_path, "distance-matching", "--preset", "luss50_r18") == 0
     assert called[2][0].arch == "resnet18" and called[2][2] == {
         "split": "validation",

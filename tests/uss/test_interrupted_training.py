@@ -51,7 +51,7 @@ def _kill_and_resume(stage: str, data: Path, whole: Path, run: Path, kills: int)
     print(f"killing {stage} in {run}")
     for number in range(kills):
         process = runs.start(stage, data, run)
-        runs.wait_for_step(process, folder, 1 + number * (runs.STEPS - 1) // kills)
+        runs.wait_for_step(process, folder, 1 + (number + 1) * (runs.STEPS - 1) // (kills + 1))
         time.sleep(chance.uniform(0, 0.5))
         os.killpg(process.pid, signal.SIGKILL) if number % 2 else process.kill()
         process.wait()

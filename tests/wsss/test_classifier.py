@@ -15,6 +15,7 @@ import pytest
 
 from core.errors import UserError
 from core.pipeline import origin
+from core.schema import SCHEMA
 from core.synthetic.voc import make_dataset
 from tests.conftest import ROOT
 from tests.helpers.processes import PATIENCE_S
@@ -94,7 +95,7 @@ def test_its_weights_are_known_to_have_learnt_from_labels(whole: Path) -> None:
 
 
 def test_every_tool_sees_the_run(data: Path, whole: Path, tmp_path: Path) -> None:
-    assert json.loads((whole / "run.json").read_text()) == {"pipeline": "wsss"}
+    assert json.loads((whole / "run.json").read_text()) == {"pipeline": "wsss", "schema": SCHEMA}
     for door in ("wsss", "uss"):  # the folder says whose it is
         words = [sys.executable, "-m", door, "watch", str(whole), "--json", "--data", str(data)]
         (stage,) = json.loads(called(words))
