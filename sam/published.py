@@ -44,7 +44,7 @@ def require_published(path: Path, listed: dict[str, Any]) -> None:
     except UserError as error:
         raise UserError(
             f"{path} is not the published {path.name} (SHA-256 differs) and cannot be read: "
-            f" it was cut or damaged; {_command(entry, path.parent)} fetches it again"
+            f"it was cut or damaged; {_command(entry, path.parent)} fetches it again"
         ) from error
     warn(
         STAGE,
