@@ -47,7 +47,7 @@ static inline void softmax_heads(float* x, int tokens, int heads) {
     for (int t = 0; t < tokens; t++)
 #pragma omp simd
         for (int h = 0; h < GROUP; h++)
-            sum[h] += x[t * heads + h] = fast_exp(x[t * heads + h] - top[h]);
+            sum[h] += x[t * heads + h] = exp_not_positive(x[t * heads + h] - top[h]);
     for (int h = 0; h < GROUP; h++) sum[h] = 1.0f / sum[h];
     for (int t = 0; t < tokens; t++)
         for (int h = 0; h < GROUP; h++) x[t * heads + h] *= sum[h];

@@ -169,7 +169,7 @@ static void attend(const Head& h, const Bias& bias, float* queries, int q0, int 
             float* row = scores + i * KEY_TILE;
             std::fill(row + count, row + whole, -1e30f);
             const float higher = std::max(top[i], max_of(row, whole));
-            const float shrink = fast_exp(top[i] - higher);
+            const float shrink = exp_not_positive(top[i] - higher);
             sum[i] = sum[i] * shrink + exp_below(row, whole, higher);
             if (higher > top[i] && k0 > 0)
                 for (int d = 0; d < width; d += LANES) lanes(mixed + i * width + d) *= shrink;

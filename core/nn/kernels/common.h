@@ -1,4 +1,4 @@
-// What the CPU kernels share: exp and GELU, layer norm of a row, oneDNN's single precision matrix
+// What the CPU kernels share: activations and layer norm of a row, oneDNN's single precision matrix
 // product. core/nn/cpp.py puts this text in front of each kernel's.
 #include <dnnl.h>
 #include <omp.h>
@@ -13,36 +13,6 @@
 namespace kernels {
 
 using Buffer = std::vector<float>;
-
-// exp(x) to about 2 ulp: 2^n by the exponent bits times a polynomial on [-ln2/2, ln2/2].
-static inline float fast_exp(float x) {
-    x = std::min(std::max(x, -87.0f), 88.0f);
-    const float n = std::floor(x * 1.44269504f + 0.5f);
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.0f / 5040;
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    const int32_t bits = (int32_t(n) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, sizeof power);
-    return p * power;
-}
-
-// Exact GELU, x * Phi(x); erf by formula 7.1.26 of Abramowitz and Stegun (absolute error 1.5e-7).
-static inline float gelu(float x) {
-    const float z = std::fabs(x) * 0.70710678f;
-    const float t = 1.0f / (1.0f + 0.3275911f * z);
-    const float poly =
-        t * (0.254829592f +
-             t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-    const float tail = 0.5f * poly * fast_exp(-z * z);  // Phi(-|x|)
-    return x * (x < 0 ? tail : 1.0f - tail);
-}
 
 static inline void gelu_row(float* x, int n) {
     int i = 0;

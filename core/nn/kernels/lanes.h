@@ -21,30 +21,46 @@ static inline float sum_of(Lanes x) {
     return sum;
 }
 
-// As the scalar fast_exp, for x <= 0.
-static inline Lanes exp_not_positive(Lanes x) {
-    x = larger(x, Lanes{} - 87.0f);
-    const IntLanes whole = __builtin_convertvector(x * 1.44269504f - 0.5f, IntLanes);
-    const Lanes n = __builtin_convertvector(whole, Lanes);
-    const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Lanes p = r * (1.0f / 5040) + 1.0f / 720;
+static inline float larger(float a, float b) { return a > b ? a : b; }
+static inline int32_t whole_part(float x) { return int32_t(x); }
+static inline IntLanes whole_part(Lanes x) { return __builtin_convertvector(x, IntLanes); }
+static inline float as_float(int32_t n) { return float(n); }
+static inline Lanes as_float(IntLanes n) { return __builtin_convertvector(n, Lanes); }
+static inline Lanes of_bits(IntLanes bits) { return (Lanes)bits; }
+static inline float of_bits(int32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// exp(x) of a float or of lanes, for x <= 0, to about 2 ulp: 2^n by the exponent bits times a
+// polynomial on [-ln2/2, ln2/2].
+template <class T>
+static inline T exp_not_positive(T x) {
+    x = larger(x, T{} - 87.0f);
+    const auto whole = whole_part(x * 1.44269504f - 0.5f);
+    const T n = as_float(whole);
+    const T r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    T p = r * (1.0f / 5040) + 1.0f / 720;
     p = p * r + 1.0f / 120;
     p = p * r + 1.0f / 24;
     p = p * r + 1.0f / 6;
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    return p * (Lanes)((whole + 127) << 23);
+    return p * of_bits((whole + 127) << 23);
 }
 
-// As the scalar gelu.
-static inline Lanes gelu(Lanes x) {
-    const Lanes z = larger(x, -x) * 0.70710678f;
-    const Lanes t = 1.0f / (1.0f + 0.3275911f * z);
-    const Lanes poly =
+// Exact GELU, x * Phi(x), of a float or of lanes; erf by formula 7.1.26 of Abramowitz and Stegun
+// (absolute error 1.5e-7).
+template <class T>
+static inline T gelu(T x) {
+    const T z = larger(x, -x) * 0.70710678f;
+    const T t = 1.0f / (1.0f + 0.3275911f * z);
+    const T poly =
         t * (0.254829592f +
              t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-    const Lanes tail = 0.5f * poly * exp_not_positive(-z * z);  // Phi(-|x|)
+    const T tail = 0.5f * poly * exp_not_positive(-z * z);  // Phi(-|x|)
     return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
