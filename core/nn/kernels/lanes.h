@@ -3,8 +3,10 @@ namespace kernels {
 
 #ifdef __AVX512F__
 enum { LANES = 16 };
-#else
+#elif defined(__AVX__)
 enum { LANES = 8 };
+#else
+enum { LANES = 4 };
 #endif
 
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
