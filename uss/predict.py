@@ -121,7 +121,13 @@ class _Job:
         work = Worklist(folder, self.decisive, verify=self.verify)
         label_origin.record(work, self.chain)
         outcome = label_split(
-            work, items, self.refiner, STAGE, split, True, image_timeout_s=self.image_timeout_s
+            work,
+            items,
+            self.refiner,
+            STAGE,
+            split,
+            network_only=True,
+            image_timeout_s=self.image_timeout_s,
         )
         distributed.barrier()
         if not distributed.is_main():

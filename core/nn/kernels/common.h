@@ -63,12 +63,6 @@ static inline void matmul_t(int m, int n, int k, float alpha, const float* a, in
     dnnl_sgemm('N', 'T', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
-// c (m,n) = alpha * a^T b + beta * c with a stored as (k,m).
-static inline void t_matmul(int m, int n, int k, float alpha, const float* a, int64_t lda,
-                            const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
-    dnnl_sgemm('T', 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-}
-
 // Start of `count` floats in this thread's scratch memory `slot`; kept between calls, never shrunk.
 static inline float* scratch(int slot, size_t count) {
     static thread_local Buffer memory[8];
